@@ -1,0 +1,49 @@
+# Everything runs from .venv, which a bare Python 3.11+ with pip can make; nothing is installed outside the checkout
+# except the system packages of servers that `make test` starts (only as root, only where apt is).
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench bench-memory lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Transload needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Say which: make PYTHON=python3.12 …"; exit 1; }
+	@echo "setting up $(VENV) (about a minute the first time)"
+	@$(PYTHON) -m venv --without-pip --clear $(VENV)
+	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --require-hashes -r requirements.lock
+	@$(PYTHON) -m pip --python $(BIN)/python install --quiet --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+demo: $(STAMP) ## stage real files, run the worker until idle, show and verify what came out (FROM=DIR for your own)
+	@$(BIN)/transload --home .demo demo --from "$(or $(FROM),.)"
+
+test: $(STAMP) ## every test against real services, which it starts itself; ends with the table of what ran
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff, mypy --strict, import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(STAMP) ## let ruff write the layout and the safe fixes
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix-only .
+
+bench: $(STAMP) ## 2,000 resources of 10 kB, file to file, beside a bare thread pool with the same fsyncs
+	@$(BIN)/python -m tests.benchmarks.throughput $(ARGS)
+
+bench-memory: $(STAMP) ## peak RSS of the worker with one 4 GiB payload: embedded, and S3 on LocalStack
+	@$(BIN)/python -m tests.benchmarks.memory $(ARGS)
+
+lock: $(STAMP) ## resolve the dependencies anew into requirements.lock (hashes, no index address)
+	@$(PYTHON) -m pip --python $(BIN)/python install --quiet uv
+	@$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --all-extras --group dev pyproject.toml -o requirements.lock
+
+clean: ## remove everything the other targets made
+	rm -rf $(VENV) .services .demo .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,164 @@
+"""The port of every place bytes rest: staging is read through it, targets are written through it.
+
+The contract all adapters keep, proven by tests/conformance/test_backends.py:
+
+- Keys are relative, `/`-separated, non-empty UTF-8 without `.`/`..`/empty segments, NUL or a leading `/`
+  (`check_key`); anything else is `InvalidKey`, before any I/O.
+- `write` is atomic and create-only. A reader sees the whole object or none. If the key is taken, equal content
+  (size and SHA-256) makes the write a success with `created=False`; other content is `Conflict`, and what lay there stays.
+- When the chunk iterator raises, or the caller is cancelled, nothing appears under the key and nothing is left
+  behind: no temporary file, no open multipart upload. The iterator's own exception comes out unchanged.
+- When `write` returns, the object survives a crash of this machine (or the store's word for it has been given).
+- Memory is bounded by a few chunks, whatever the size.
+- All methods may be called concurrently. Whoever constructs a backend calls `aclose`, once.
+- Only errors of `backends.errors` come out, besides the iterator's own and `CancelledError`.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import ClassVar, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from backends.errors import InvalidKey
+
+CHUNK_SIZE = 1 << 20
+"""Bytes a reader hands out at a time (the last chunk is shorter): large enough to amortise a thread hop."""
+
+KEY_LIMIT = 1024
+"""Longest key, in UTF-8 bytes: S3's limit, the smallest among the object stores."""
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a backend can do beyond the port's minimum."""
+
+    attributes: bool
+    """Keeps `Attributes` with the object and returns them from `stat`."""
+    server_copy: bool = False
+    """`copy_from` can move bytes inside the store without this process seeing them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What travels with an object besides its bytes. Backends without `Features.attributes` drop them silently."""
+
+    content_type: str | None = None
+    metadata: Mapping[str, str] = field(default=_NOTHING)
+    """User metadata. Adapters encode names and values for their store and cut them to its limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStat:
+    """What a store tells of one object without reading it."""
+
+    key: str
+    size: int
+    etag: str | None = None
+    content_type: str | None = None
+    metadata: Mapping[str, str] = field(default=_NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The proof of a durable write: what lies under `key` now."""
+
+    key: str
+    size: int
+    sha256: str
+    etag: str | None = None
+    version: str | None = None
+    created: bool = True
+    """False when an identical object lay there already."""
+
+
+class BackendOptions(BaseModel):
+    """What an adapter is configured with; each adapter's `Options` extends it. Unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StorageBackend(Protocol):
+    """See the module's docstring for what holds everywhere; adapters document only how they differ."""
+
+    Options: ClassVar[type[BackendOptions]]
+    features: ClassVar[Features]
+
+    @property
+    def location(self) -> str:
+        """The URL every key of this backend hangs under, ending in `/`: `s3://bucket/`, `file:///root/`."""
+        ...
+
+    def open(self, key: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Read one object as chunks of at most `CHUNK_SIZE` bytes. An empty object yields nothing.
+
+        Raises `NotFound` on entering the context; a read that ends early raises `Unavailable`, never a short stream.
+        """
+        ...
+
+    async def write(self, key: str, chunks: AsyncIterator[bytes], attributes: Attributes) -> Receipt:
+        """Store the chunks (any sizes, `b""` included) under `key`, atomically and create-only.
+
+        Raises `Conflict` when other content lies there.
+        """
+        ...
+
+    async def stat(self, key: str) -> ObjectStat | None:
+        """The object's facts, or None when there is none."""
+        ...
+
+    def list(self, prefix: str = "") -> AsyncIterator[ObjectStat]:
+        """Every object whose key starts with `prefix` (a plain string prefix, all pages), in key order.
+
+        Temporary objects of unfinished writes are not among them. `content_type` and `metadata` may be missing.
+        """
+        ...
+
+    async def delete(self, key: str) -> bool:
+        """Remove the object. True if it was there; a store that cannot tell looks first."""
+        ...
+
+    async def copy_from(self, source: "StorageBackend", source_key: str, key: str) -> Receipt:
+        """Copy inside the store, without the bytes passing through this process.
+
+        Raises `Unsupported` unless `features.server_copy` and both sides lie in the same store.
+        """
+        ...
+
+    async def health(self) -> None:
+        """Return when the store answers and this backend may read and write it; raise a `StorageError` otherwise."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release connections and threads. Calling it twice is harmless."""
+        ...
+
+    @classmethod
+    async def connect(cls, options: BackendOptions) -> Self:
+        """Open the store: make clients and, for a local root, the directory. Raises a `StorageError` that says what to do."""
+        ...
+
+
+def check_key(key: str) -> str:
+    """Return `key` if every backend may use it, else raise `InvalidKey` with the reason.
+
+    Purely lexical: what a key resolves to on a file system is the file adapter's to confine.
+    """
+    try:
+        encoded = key.encode()
+    except UnicodeEncodeError as exc:
+        raise InvalidKey(f"key {key!a} holds a lone surrogate") from exc
+    if not key or len(encoded) > KEY_LIMIT:
+        raise InvalidKey(f"key {key[:60]!a} has {len(encoded)} bytes; 1 to {KEY_LIMIT} are allowed")
+    if "\0" in key or any(segment in {"", ".", ".."} for segment in key.split("/")):
+        raise InvalidKey(f"key {key!a} has an empty, '.' or '..' segment, or a NUL")
+    return key
+
+
+async def single(data: bytes) -> AsyncIterator[bytes]:
+    """`data` as the one chunk of a stream."""
+    yield data

@@ -1,0 +1,1 @@
+"""The process: take, run, record, answer, announce."""

@@ -1,0 +1,182 @@
+"""The port of every message queue, with SQS's semantics, because code and operators should meet one behaviour.
+
+The contract all adapters keep, proven by tests/conformance/test_queues.py:
+
+- At least once: a message received and not settled comes back after `lease` seconds, with `receive_count` one higher.
+- `receive` hides what it returns from every other receiver for `lease` seconds from that moment; `extend` starts the
+  lease anew. A handle whose lease has passed is stale: `extend` reports it lost, `settle` changes nothing and says so.
+- `settle(Dead)` writes the dead letter (original body, attributes, reason) before it removes the message. If that
+  fails the message stays.
+- `send` returns when every message is durably accepted; otherwise it raises and any of them may have been accepted.
+- All methods may be called concurrently. Whoever connects a queue calls `aclose`, once.
+- Only `QueueError` and its children come out, besides `CancelledError`. A cancelled `receive` may still have taken
+  messages: they come back when their lease passes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import ClassVar, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+REASON_ATTRIBUTE = "dead_letter_reason"
+DETAIL_ATTRIBUTE = "dead_letter_detail"
+SOURCE_ATTRIBUTE = "dead_letter_source"
+RECEIVE_COUNT_ATTRIBUTE = "dead_letter_receive_count"
+TIME_ATTRIBUTE = "dead_letter_time"
+"""What `settle(Dead)` adds to the original attributes of a message: the reason's short name, one line for a person,
+the name of the queue it came from, how often it had been received, and when (ISO 8601, UTC)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Done: remove the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Give it back; it becomes visible again after `delay` seconds (0: at once)."""
+
+    delay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """It will never succeed, or has failed too often: move it to the dead letters."""
+
+    reason: str
+    """A short, stable name: `malformed`, `staging_not_allowed`, …"""
+    detail: str = ""
+    """One line for the person who looks at it."""
+
+
+Disposition = Ack | Retry | Dead
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One received message. `handle` belongs to this receive and to the adapter that made it."""
+
+    id: str
+    body: bytes
+    handle: str
+    receive_count: int
+    attributes: Mapping[str, str] = field(default=_NOTHING)
+    sent_at: float | None = None
+    """Seconds since the epoch, by the queue's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingMessage:
+    """What `send` takes. FIFO queues use `group` and `deduplication_id`; others ignore them."""
+
+    body: bytes
+    attributes: Mapping[str, str] = field(default=_NOTHING)
+    delay: float = 0.0
+    group: str | None = None
+    deduplication_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """How many messages lie where; the queue's own approximation. `dead` is None where it cannot be told."""
+
+    visible: int
+    in_flight: int
+    delayed: int
+    dead: int | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is waiting, in work, or coming back."""
+        return not (self.visible or self.in_flight or self.delayed)
+
+
+class QueueError(Exception):
+    """The root. The message names the queue and what to do, never a credential.
+
+    QueueError
+    ├── QueueMissing       there is no such queue
+    ├── QueueDenied        these credentials may not do that
+    └── QueueUnavailable   no answer, or throttled: try later
+    """
+
+    retryable = False
+
+
+class QueueMissing(QueueError):
+    """There is no such queue."""
+
+
+class QueueDenied(QueueError):
+    """The queue refuses these credentials that operation."""
+
+
+class QueueUnavailable(QueueError):
+    """No answer, throttled, or the storage under it is full or locked."""
+
+    retryable = True
+
+
+class QueueOptions(BaseModel):
+    """What an adapter is configured with; each adapter's `Options` extends it. Unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Queue(Protocol):
+    """See the module's docstring for what holds everywhere; adapters document only how they differ."""
+
+    Options: ClassVar[type[QueueOptions]]
+
+    @property
+    def name(self) -> str:
+        """A short label for logs, metrics and dead letters."""
+        ...
+
+    @property
+    def lease(self) -> float:
+        """Seconds a received message stays hidden, as the queue itself has it (not as we wish)."""
+        ...
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Message]:
+        """Take up to `limit` messages, waiting at most `wait` seconds for the first; empty when none came.
+
+        An adapter may return fewer than `limit` although more are there, and caps `limit` and `wait` at its own.
+        """
+        ...
+
+    async def extend(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Start the lease of each anew. Returns those whose lease is lost; the rest are held for `lease` more seconds."""
+        ...
+
+    async def settle(self, message: Message, disposition: Disposition) -> bool:
+        """Carry out the disposition. False when the handle was stale and nothing changed."""
+        ...
+
+    async def send(self, messages: Sequence[OutgoingMessage]) -> None:
+        """Enqueue all of them, in batches as the queue likes them."""
+        ...
+
+    async def depth(self) -> Depth:
+        """How many messages lie where, now."""
+        ...
+
+    async def open_dead_letters(self) -> "Queue":
+        """The dead letters as a queue of the same kind; the caller closes it.
+
+        Raises `QueueMissing` where none is configured.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Flush what is batched, release connections. Calling it twice is harmless."""
+        ...
+
+    @classmethod
+    async def connect(cls, options: QueueOptions) -> Self:
+        """Open the queue. Raises `QueueMissing`, `QueueDenied` or `QueueUnavailable` with what to do about it."""
+        ...
