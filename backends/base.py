@@ -17,7 +17,6 @@ The contract all adapters keep, proven by tests/conformance/test_backends.py:
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -29,8 +28,6 @@ CHUNK_SIZE = 1 << 20
 
 KEY_LIMIT = 1024
 """Longest key, in UTF-8 bytes: S3's limit, the smallest among the object stores."""
-
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +45,7 @@ class Attributes:
     """What travels with an object besides its bytes. Backends without `Features.attributes` drop them silently."""
 
     content_type: str | None = None
-    metadata: Mapping[str, str] = field(default=_NOTHING)
+    metadata: Mapping[str, str] = field(default_factory=dict)
     """User metadata. Adapters encode names and values for their store and cut them to its limit."""
 
 
@@ -60,7 +57,7 @@ class ObjectStat:
     size: int
     etag: str | None = None
     content_type: str | None = None
-    metadata: Mapping[str, str] = field(default=_NOTHING)
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

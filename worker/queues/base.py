@@ -15,12 +15,9 @@ The contract all adapters keep, proven by tests/conformance/test_queues.py:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
-
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 REASON_ATTRIBUTE = "dead_letter_reason"
 DETAIL_ATTRIBUTE = "dead_letter_detail"
@@ -64,7 +61,7 @@ class Message:
     body: bytes
     handle: str
     receive_count: int
-    attributes: Mapping[str, str] = field(default=_NOTHING)
+    attributes: Mapping[str, str] = field(default_factory=dict)
     sent_at: float | None = None
     """Seconds since the epoch, by the queue's clock."""
 
@@ -74,7 +71,7 @@ class OutgoingMessage:
     """What `send` takes. FIFO queues use `group` and `deduplication_id`; others ignore them."""
 
     body: bytes
-    attributes: Mapping[str, str] = field(default=_NOTHING)
+    attributes: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0.0
     group: str | None = None
     deduplication_id: str | None = None

@@ -1,0 +1,29 @@
+"""What can go wrong with a message, apart from the bytes it points at (those are `backends.errors`).
+
+    HandlerError
+    ├── Refused          the message can never be carried out; `reason` is the dead letter's short name
+    └── PayloadMissing   staging has no such payload (yet)
+
+The reasons in use: `malformed`, `unknown_type`, `unknown_version`, `staging_not_allowed`, `conflict`.
+"""
+
+
+class HandlerError(Exception):
+    """The root. Messages are one line, for the person who reads the dead letter."""
+
+    retryable = False
+
+
+class Refused(HandlerError):
+    """Nothing will make this message right; a person has to look at it."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class PayloadMissing(HandlerError):
+    """The payload is not in staging. Retryable: the message may have overtaken the object."""
+
+    retryable = True

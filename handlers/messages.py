@@ -1,0 +1,243 @@
+"""The wire schema v1: bytes from a queue become a `Command`, or `Refused` says why they never will.
+
+Called by worker/pipeline.py and `transload explain`; worker/producer.py builds the same models to send them.
+
+The content is accepted plain, as a structured-mode CloudEvent (CloudEvents JSON format 1.0.2, section 3) and wrapped in an
+Amazon SNS notification (https://docs.aws.amazon.com/sns/latest/dg/sns-message-and-json-formats.html). Unknown fields are
+ignored; unknown types and versions are refused.
+"""
+
+import base64
+import binascii
+import json
+from hashlib import sha256
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from handlers.bids import is_bid
+from handlers.errors import Refused
+
+DEFAULT_LIMIT = 256 * 1024
+"""Largest message decoded, in bytes."""
+
+_ENVELOPES = 3
+"""How many wrappings are opened: SNS around a CloudEvent is two; more is somebody playing."""
+
+
+def _one_line(text: str) -> str:
+    if any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 for char in text):
+        raise ValueError("control characters are not allowed")
+    return text
+
+
+def _bid(text: str) -> str:
+    if not is_bid(text):
+        raise ValueError(
+            "not a bundle id: use a UUID, 'bid:v1:registry:YYYYMMDDHHMMSS:hex8', 'test-…' or 'custom-…'"
+        )
+    return text
+
+
+Bid = Annotated[str, Field(max_length=128), AfterValidator(_bid)]
+Name = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_one_line)]
+Url = Annotated[str, Field(max_length=8192), AfterValidator(_one_line)]
+Count = Annotated[int, Field(ge=0, le=10_000_000)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+
+class Bundle(_Model):
+    """The bundle a resource belongs to, as far as its fetcher knows it."""
+
+    bid: Bid = Field(description="The bundle's id.")
+    recipe_id: Name = Field(description="The recipe the fetch ran.")
+    primary_url: Url = Field(default="", description="The URL the fetch began with.")
+    resources_count: Count | None = Field(
+        default=None, description="How many resources the bundle has, once known."
+    )
+    meta: dict[str, Any] = Field(default_factory=dict, description="Free-form, kept with the bundle.")
+
+
+class ClosedBundle(Bundle):
+    """The bundle when its fetch has ended."""
+
+    resources_count: Count = Field(description="How many resources the bundle has: the last word.")
+    metadata: dict[str, Any] = Field(
+        default_factory=dict, description="Goes into the completion notification."
+    )
+
+
+class Resource(_Model):
+    """One fetched thing."""
+
+    url: Annotated[Url, Field(min_length=1)] = Field(
+        description="Where it was fetched; names it within its bundle."
+    )
+    content_type: Annotated[Name, Field(max_length=256)] | None = Field(
+        default=None, description="As the server said."
+    )
+    status_code: Annotated[int, Field(ge=0, le=999)] | None = Field(
+        default=None, description="As the server said."
+    )
+    meta: dict[str, Any] = Field(default_factory=dict, description="Free-form, kept with the resource.")
+
+
+class Payload(_Model):
+    """Where the bytes wait."""
+
+    location: Annotated[Url, Field(min_length=1)] = Field(
+        description="A URL under a configured staging source."
+    )
+    size: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="In bytes; checked when given."
+    )
+    sha256: Sha256 | None = Field(default=None, description="Lower-case hex; checked when given.")
+
+
+class ResourceFetched(_Model):
+    """`resource.fetched` v1: one payload lies in staging."""
+
+    type: Literal["resource.fetched"] = "resource.fetched"
+    version: Literal[1] = 1
+    id: Name = Field(description="The producer's idempotency key.")
+    bundle: Bundle
+    resource: Resource
+    payload: Payload
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the same `id` announces something else; where the payload is staged does not matter."""
+        return _digest(self.type, self.bundle.bid, self.resource.url, self.payload.size, self.payload.sha256)
+
+
+class BundleClosed(_Model):
+    """`bundle.closed` v1: the fetch has ended, this is the final count."""
+
+    type: Literal["bundle.closed"] = "bundle.closed"
+    version: Literal[1] = 1
+    id: Name = Field(description="The producer's idempotency key.")
+    bundle: ClosedBundle
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the same `id` closes another bundle or with another count."""
+        return _digest(self.type, self.bundle.bid, self.bundle.resources_count)
+
+
+Command = ResourceFetched | BundleClosed
+
+_COMMANDS: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="type")])
+_VERSIONS = {"resource.fetched": 1, "bundle.closed": 1}
+
+
+def decode(body: bytes, limit: int = DEFAULT_LIMIT) -> Command:
+    """The command in a message's body.
+
+    Raises `Refused` with `malformed`, `unknown_type` or `unknown_version` and one line that says what is wrong.
+    """
+    if len(body) > limit:
+        raise Refused("malformed", f"the message has {len(body)} bytes; at most {limit} are read")
+    content = _unwrap(_parse(body))
+    kind, version = content.get("type"), content.get("version")
+    if not isinstance(kind, str) or kind not in _VERSIONS:
+        raise Refused("unknown_type", f"type is {_short(kind)}; known are {', '.join(sorted(_VERSIONS))}")
+    if type(version) is not int or version != _VERSIONS[kind]:
+        raise Refused(
+            "unknown_version",
+            f"version of {kind} is {_short(version)}; this release reads version {_VERSIONS[kind]}",
+        )
+    try:
+        return _COMMANDS.validate_python(content)
+    except ValidationError as exc:
+        raise Refused("malformed", _first_problem(exc)) from exc
+
+
+def encode(command: Command) -> bytes:
+    """The command as a plain message body."""
+    return command.model_dump_json().encode()
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of every message version this release reads."""
+    return _COMMANDS.json_schema()
+
+
+def _parse(text: bytes | str) -> dict[str, Any]:
+    """JSON as RFC 8259 and I-JSON (RFC 7493) have it: no duplicate names, no NaN, no lone surrogates, bounded depth."""
+    try:
+        if isinstance(text, bytes):
+            text = text.decode()
+        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError as exc:
+        raise Refused("malformed", f"not UTF-8 at byte {exc.start}") from exc
+    except UnicodeEncodeError as exc:
+        raise Refused("malformed", "a string holds a lone surrogate") from exc
+    except RecursionError as exc:
+        raise Refused("malformed", "nested too deeply") from exc
+    except ValueError as exc:
+        raise Refused("malformed", f"not JSON: {_short(str(exc), 160, quote=False)}") from exc
+    if not isinstance(value, dict):
+        raise Refused("malformed", f"a JSON object is expected, not {type(value).__name__}")
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {_short(twice)} appears twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _unwrap(content: dict[str, Any]) -> dict[str, Any]:
+    for _ in range(_ENVELOPES):
+        if content.get("Type") == "Notification" and isinstance(content.get("Message"), str):
+            content = _parse(cast("str", content["Message"]))
+        elif "specversion" in content:
+            content = _cloud_event(content)
+        else:
+            return content
+    raise Refused("malformed", f"wrapped more than {_ENVELOPES - 1} times")
+
+
+def _cloud_event(event: dict[str, Any]) -> dict[str, Any]:
+    """The event's data, with `type` and `id` from the envelope where the data itself has none."""
+    data = event.get("data")
+    if data is None and isinstance(event.get("data_base64"), str):
+        try:
+            data = _parse(base64.b64decode(event["data_base64"], validate=True))
+        except binascii.Error as exc:
+            raise Refused("malformed", "data_base64 of the CloudEvent is not base64") from exc
+    if not isinstance(data, dict):
+        raise Refused("malformed", "the CloudEvent carries no JSON object in data")
+    return {"type": event.get("type"), "id": event.get("id"), **data}
+
+
+def _first_problem(error: ValidationError) -> str:
+    """`payload.sha256: String should match …`: the first problem, located; never the value (it may hold a secret)."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    first = problems[0]
+    # The first element of the location is the union's tag, which the reader did not write.
+    where = ".".join(str(part) for part in first["loc"][1:]) or "message"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{_short(where, 120, quote=False)}: {_short(first['msg'], 160, quote=False)}{more}"
+
+
+def _short(value: object, limit: int = 60, *, quote: bool = True) -> str:
+    text = ascii(value) if quote else ascii(value)[1:-1]
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def _digest(*parts: object) -> str:
+    return sha256(json.dumps(parts).encode()).hexdigest()

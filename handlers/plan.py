@@ -1,0 +1,140 @@
+"""What is to be done for a message: frozen data, made without I/O, carried out by handlers/execute.py.
+
+`transload explain` prints these plans; the tests of the handlers compare them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import quote, unquote, urlsplit
+
+from backends.base import Attributes, check_key
+from backends.errors import InvalidKey
+from handlers.errors import Refused
+from handlers.layouts import Layout
+from handlers.messages import BundleClosed, ResourceFetched
+
+
+@dataclass(frozen=True, slots=True)
+class StagingSource:
+    """One place payloads may be read from. `location` ends in `/` and is what messages' locations must begin with."""
+
+    name: str
+    location: str
+    prefix: str = ""
+
+    def key_of(self, location: str) -> str | None:
+        """The key that `location` names within this source, or None when it lies elsewhere.
+
+        Raises `Refused` when it lies under this source only by its spelling (`..`, empty segments, NUL).
+        """
+        if not location.startswith(self.location):
+            return None
+        rest = location[len(self.location) :]
+        # A file URL is percent-encoded (RFC 8089); the keys of object stores are written raw by every tool.
+        key = unquote(rest, errors="strict") if urlsplit(self.location).scheme == "file" else rest
+        try:
+            check_key(key)
+        except InvalidKey as exc:
+            raise Refused("staging_not_allowed", f"location: {exc}") from exc
+        return key if not self.prefix or key.startswith(f"{self.prefix}/") else None
+
+    def location_of(self, key: str) -> str:
+        """The URL that `key_of` turns back into `key`."""
+        return self.location + (quote(key) if urlsplit(self.location).scheme == "file" else key)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A configured target, as far as planning needs it."""
+
+    name: str
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where messages go. One route serves all of them so far."""
+
+    name: str
+    targets: tuple[Target, ...]
+
+    def bundle_targets(self, bid: str) -> tuple["BundleTarget", ...]:
+        """Where that bundle lies in each target, in the route's order: the first is the one announced."""
+        return tuple(
+            BundleTarget(target.name, target.layout.storage_key(bid), target.layout.manifest_key(bid))
+            for target in self.targets
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BundleTarget:
+    """Where a bundle lies in one target."""
+
+    target: str
+    storage_key: str
+    manifest_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The payload to read, and what is promised of it."""
+
+    staging: str
+    key: str
+    size: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One object to write from the payload; `sidecar_key` is set where facts need a file of their own."""
+
+    target: str
+    key: str
+    sidecar_key: str | None
+    attributes: Attributes
+
+
+@dataclass(frozen=True, slots=True)
+class StorePlan:
+    """For `resource.fetched`: read the source once for each write."""
+
+    command: ResourceFetched
+    route: str
+    resource_id: str
+    source: Source
+    writes: tuple[Write, ...]
+    bundle_targets: tuple[BundleTarget, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClosePlan:
+    """For `bundle.closed`: nothing to move, only something to record."""
+
+    command: BundleClosed
+    route: str
+    bundle_targets: tuple[BundleTarget, ...]
+
+
+Plan = StorePlan | ClosePlan
+
+
+def find_source(sources: Sequence[StagingSource], location: str) -> tuple[StagingSource, str]:
+    """The configured source that `location` lies in, and its key there.
+
+    Raises `Refused("staging_not_allowed")` for every other place: a message never widens what was configured.
+    """
+    for source in sources:
+        try:
+            key = source.key_of(location)
+        except UnicodeDecodeError as exc:
+            raise Refused(
+                "staging_not_allowed", "location is not UTF-8 once its percent-encoding is undone"
+            ) from exc
+        if key is not None:
+            return source, key
+    known = ", ".join(f"{source.location}{source.prefix}" for source in sources)
+    raise Refused(
+        "staging_not_allowed",
+        f"location {location[:200]!a} is not under a configured staging source ({known})",
+    )

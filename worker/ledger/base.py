@@ -1,0 +1,220 @@
+"""The port of the ledger: what is stored, which bundles are complete, which completions are still to be announced.
+
+One method is one transaction; no caller ever sees one begin. The contract, proven by tests/conformance/test_ledgers.py:
+
+- `record` is idempotent: the same entry again changes nothing. When it returns, the entry survives a crash. A cancelled
+  `record` may have taken effect; `find` on redelivery tells.
+- The transaction that makes a bundle complete also writes its one outbox row, body and all. There is never a second one.
+- Claims use the database's clock. A claim carries a generation; a stale owner's `mark_published`, `postpone`, `park` and
+  `renew` change no row.
+- Concurrent `record` and `find` calls share transactions (group commit).
+- Only `LedgerError` and its children come out, besides `CancelledError`.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from handlers.plan import BundleTarget
+
+BundleState = Literal["open", "complete", "published"]
+"""open: resources are missing. complete: all are durable, the completion is in the outbox. published: it was announced."""
+
+
+class LedgerError(Exception):
+    """The root. The message says what to do; database URLs in it carry no password.
+
+    LedgerError
+    ├── LedgerUnavailable   not reachable, busy, or out of room: later may be better
+    ├── SchemaMismatch      migrate first, or this release is too old for the database
+    └── LedgerCorrupt       the database file is damaged
+    """
+
+    retryable = False
+
+
+class LedgerUnavailable(LedgerError):
+    """Not reachable, busy, or out of room: later may be better."""
+
+    retryable = True
+
+
+class SchemaMismatch(LedgerError):
+    """The database has another schema version than this release works with."""
+
+
+class LedgerCorrupt(LedgerError):
+    """The database file is damaged, or is no database."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object in one target, as its receipt proved it."""
+
+    target: str
+    key: str
+    size: int
+    sha256: str
+    etag: str | None = None
+    version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResource:
+    """One resource of a bundle and where it lies."""
+
+    resource_id: str
+    url: str
+    content_type: str | None
+    status_code: int | None
+    meta: Mapping[str, Any]
+    location: str
+    """Where its payload was staged."""
+    objects: tuple[StoredObject, ...]
+    late: bool = False
+    """It came after the bundle had been completed: stored, but in no manifest and no notification."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """What `bundle.closed` settles."""
+
+    resources_count: int
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one message changes: its bundle, and either a resource or the closing of the bundle."""
+
+    message_id: str
+    fingerprint: str
+    bid: str
+    recipe_id: str
+    primary_url: str
+    resources_count: int | None
+    meta: Mapping[str, Any]
+    targets: tuple[BundleTarget, ...]
+    resource: StoredResource | None = None
+    close: Close | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What `record` did: `completed` for the one entry that completed its bundle, `late` when the bundle already was."""
+
+    completed: bool = False
+    late: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BundleRecord:
+    """A bundle as the ledger knows it. Times are milliseconds since the epoch, by the database's clock."""
+
+    bid: str
+    recipe_id: str
+    primary_url: str
+    state: BundleState
+    resources_count: int | None
+    stored_count: int
+    closed: bool
+    meta: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+    targets: tuple[BundleTarget, ...]
+    created_at: int
+    completed_at: int | None
+    published_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """A claimed pending completion. `generation` is the claim's fence."""
+
+    event_id: str
+    bid: str
+    recipe_id: str
+    body: bytes
+    completed_at: int
+    attempts: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParkedRow:
+    """A completion that cannot be announced until a person acts."""
+
+    event_id: str
+    bid: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The ledger at a glance. Ages are seconds, None when there is nothing to be old."""
+
+    bundles: Mapping[BundleState, int]
+    resources: int
+    outbox_pending: int
+    outbox_parked: int
+    oldest_incomplete_age: float | None
+    oldest_pending_age: float | None
+
+
+class Ledger(Protocol):
+    """See the module's docstring for what holds everywhere."""
+
+    async def find(self, message_id: str) -> str | None:
+        """The fingerprint of the recorded message with that id, or None when it was never recorded."""
+        ...
+
+    async def record(self, entry: Entry) -> Recorded:
+        """Commit what a message changed. The last resource or the closing also commits the bundle's outbox row."""
+        ...
+
+    async def claim(self, limit: int, lease: float) -> Sequence[OutboxRow]:
+        """Take up to `limit` due outbox rows for `lease` seconds, oldest first."""
+        ...
+
+    async def renew(self, rows: Sequence[OutboxRow], lease: float) -> int:
+        """Hold claimed rows for `lease` more seconds; how many are still ours."""
+        ...
+
+    async def mark_published(self, rows: Sequence[OutboxRow]) -> int:
+        """The notification is out: rows and bundles become `published`. How many were still ours."""
+        ...
+
+    async def postpone(self, row: OutboxRow, delay: float, error: str) -> bool:
+        """Make the row due again in `delay` seconds. False when it is no longer ours."""
+        ...
+
+    async def park(self, row: OutboxRow, error: str) -> bool:
+        """Set the row aside for a person; other rows flow on. False when it is no longer ours."""
+        ...
+
+    async def pending(self) -> int:
+        """How many completions are still to be announced, parked ones not counted."""
+        ...
+
+    async def bundle(self, bid: str) -> BundleRecord | None:
+        """One bundle."""
+        ...
+
+    async def bundles(self, state: BundleState | None = None, limit: int = 100) -> Sequence[BundleRecord]:
+        """The newest bundles, newest first."""
+        ...
+
+    def resources(self, bid: str) -> AsyncIterator[StoredResource]:
+        """The bundle's resources in a stable order, read in pages."""
+        ...
+
+    async def parked(self, limit: int = 100) -> Sequence[ParkedRow]:
+        """What waits for a person."""
+        ...
+
+    async def summary(self) -> Summary:
+        """The ledger at a glance."""
+        ...
+
+    async def aclose(self) -> None:
+        """Finish what is under way, release connections. Calling it twice is harmless."""
+        ...

@@ -1,0 +1,458 @@
+"""The ledger on SQLAlchemy Core: one code for SQLite (embedded) and PostgreSQL.
+
+Constructed by `connect` in worker/ledger/database.py. Differences between the two databases are confined to the
+`insert` construct picked by dialect, to `now_ms` in schema.py, and to row locks, which SQLite does not need (its write
+transactions begin IMMEDIATE) and its compiler leaves out.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, TypeVar, cast
+
+from sqlalchemy import Connection, Row, Select, bindparam, func, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from handlers.plan import BundleTarget
+from worker import notification
+from worker.batcher import Batcher
+from worker.ledger.base import (
+    BundleRecord,
+    BundleState,
+    Entry,
+    LedgerError,
+    OutboxRow,
+    ParkedRow,
+    Recorded,
+    StoredObject,
+    StoredResource,
+    Summary,
+)
+from worker.ledger.database import translated
+from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources
+
+_Result = TypeVar("_Result")
+
+_COMMIT_LIMIT = 200
+"""Entries a transaction takes at most: enough to hide the fsync, few enough to keep it short."""
+
+_PAGE = 500
+"""Resources read at a time."""
+
+
+class SqlLedger:
+    """See worker/ledger/base.py for the contract."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        """Takes over the engine: `aclose` disposes of it."""
+        self._engine = engine
+        self._reader = engine.execution_options(read_only=True)
+        dialect = sqlite if engine.dialect.name == "sqlite" else postgresql
+        self._insert = cast("Callable[..., sqlite.Insert]", dialect.insert)
+        self._records: Batcher[Entry, Recorded] = Batcher(
+            self._record_all, limit=_COMMIT_LIMIT, name="ledger-record"
+        )
+        self._finds: Batcher[str, str | None] = Batcher(
+            self._find_all, limit=_COMMIT_LIMIT, name="ledger-find"
+        )
+        self._writing: set[asyncio.Task[Any]] = set()
+        # SQLite has one writer at a time: waiting here is fair and cheap, waiting for its lock is neither.
+        self._one_writer = asyncio.Semaphore(1 if engine.dialect.name == "sqlite" else 8)
+
+    async def find(self, message_id: str) -> str | None:
+        return await self._finds.submit(message_id)
+
+    async def record(self, entry: Entry) -> Recorded:
+        return await self._records.submit(entry)
+
+    async def claim(self, limit: int, lease: float) -> Sequence[OutboxRow]:
+        due = (
+            select(outbox.c.event_id)
+            .where(outbox.c.state == "pending", outbox.c.due_at <= now_ms())
+            .order_by(outbox.c.due_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        statement = (
+            update(outbox)
+            .where(outbox.c.event_id.in_(due.scalar_subquery()))
+            .values(
+                due_at=now_ms() + _ms(lease),
+                attempts=outbox.c.attempts + 1,
+                generation=outbox.c.generation + 1,
+            )
+            .returning(
+                outbox.c.event_id,
+                outbox.c.bid,
+                outbox.c.recipe_id,
+                outbox.c.body,
+                outbox.c.completed_at,
+                outbox.c.attempts,
+                outbox.c.generation,
+            )
+        )
+        rows = await self._write(lambda conn: conn.execute(statement).all())
+        return sorted((OutboxRow(*row) for row in rows), key=lambda row: (row.completed_at, row.event_id))
+
+    async def renew(self, rows: Sequence[OutboxRow], lease: float) -> int:
+        return len(await self._change(rows, due_at=now_ms() + _ms(lease)))
+
+    async def mark_published(self, rows: Sequence[OutboxRow]) -> int:
+        def work(conn: Connection) -> int:
+            marked = _change_claimed(conn, rows, state="published", published_at=now_ms(), error=None)
+            conn.execute(
+                update(bundles)
+                .where(bundles.c.bid.in_(marked))
+                .values(state="published", published_at=now_ms())
+            )
+            return len(marked)
+
+        return await self._write(work) if rows else 0
+
+    async def postpone(self, row: OutboxRow, delay: float, error: str) -> bool:
+        return bool(await self._change([row], due_at=now_ms() + _ms(delay), error=error))
+
+    async def park(self, row: OutboxRow, error: str) -> bool:
+        return bool(await self._change([row], state="parked", error=error))
+
+    async def pending(self) -> int:
+        statement = select(func.count()).select_from(outbox).where(outbox.c.state == "pending")
+        return await self._read(lambda conn: conn.execute(statement).scalar_one())
+
+    async def bundle(self, bid: str) -> BundleRecord | None:
+        statement = select(bundles).where(bundles.c.bid == bid)
+        row = await self._read(lambda conn: conn.execute(statement).one_or_none())
+        return None if row is None else _bundle(row)
+
+    async def bundles(self, state: BundleState | None = None, limit: int = 100) -> Sequence[BundleRecord]:
+        statement = select(bundles).order_by(bundles.c.created_at.desc(), bundles.c.bid.desc()).limit(limit)
+        if state is not None:
+            statement = statement.where(bundles.c.state == state)
+        rows = await self._read(lambda conn: conn.execute(statement).all())
+        return [_bundle(row) for row in rows]
+
+    async def resources(self, bid: str) -> AsyncIterator[StoredResource]:
+        after = ""
+        while True:
+            page = await self._read(lambda conn, after=after: _resource_page(conn, bid, after))  # type: ignore[misc] # mypy: no type for a lambda's default
+            for resource in page:
+                yield resource
+            if len(page) < _PAGE:
+                return
+            after = page[-1].resource_id
+
+    async def parked(self, limit: int = 100) -> Sequence[ParkedRow]:
+        statement = (
+            select(outbox.c.event_id, outbox.c.bid, outbox.c.error)
+            .where(outbox.c.state == "parked")
+            .order_by(outbox.c.completed_at)
+            .limit(limit)
+        )
+        rows = await self._read(lambda conn: conn.execute(statement).all())
+        return [ParkedRow(*row) for row in rows]
+
+    async def summary(self) -> Summary:
+        return await self._read(_summary)
+
+    async def aclose(self) -> None:
+        await self._records.aclose()
+        await self._finds.aclose()
+        if self._writing:
+            await asyncio.wait(self._writing)
+        await self._engine.dispose()
+
+    async def _find_all(self, ids: Sequence[str]) -> Sequence[str | None]:
+        statement = select(messages.c.id, messages.c.fingerprint).where(messages.c.id.in_(ids))
+        found = dict(await self._read(lambda conn: [(row[0], row[1]) for row in conn.execute(statement)]))
+        return [found.get(message_id) for message_id in ids]
+
+    async def _record_all(self, entries: Sequence[Entry]) -> Sequence[Recorded | BaseException]:
+        try:
+            return await self._write(lambda conn: self._commit(conn, entries))
+        except LedgerError as exc:
+            if exc.retryable or len(entries) == 1:
+                raise
+        # One entry the database will not have must not fail its neighbours: give each a transaction of its own.
+        outcomes: list[Recorded | BaseException] = []
+        for entry in entries:
+            try:
+                outcomes.extend(await self._record_all([entry]))
+            except LedgerError as exc:
+                outcomes.append(exc)
+        return outcomes
+
+    def _commit(self, conn: Connection, entries: Sequence[Entry]) -> Sequence[Recorded]:
+        """The transaction behind `record`. Row locks are taken in the order of bids, so that two workers cannot deadlock."""
+        now = conn.execute(select(now_ms())).scalar_one()
+        known = self._lock_bundles(conn, entries, now)
+        self._insert_new(conn, messages, (_message_row(entry, now) for entry in entries))
+        inserted = self._insert_new(
+            conn, resources, (_resource_row(e, known[e.bid], now) for e in entries if e.resource is not None)
+        )
+        self._insert_new(conn, objects, (row for e in entries for row in _object_rows(e)))
+        for bid, row in known.items():
+            mine = [entry for entry in entries if entry.bid == bid]
+            _fold(row, mine, sum(1 for key in inserted if key[0] == bid), now)
+        self._save_bundles(conn, [row for row in known.values() if row["changed"]])
+        finished = {bid: row for bid, row in known.items() if row["completes"]}
+        self._insert_new(conn, outbox, (_outbox_row(row) for row in finished.values()))
+        last = {entry.bid: entry for entry in entries}
+        return [
+            Recorded(
+                completed=entry.bid in finished and entry is last[entry.bid],
+                late=known[entry.bid]["was"] != "open"
+                and entry.resource is not None
+                and (entry.bid, entry.resource.resource_id) in inserted,
+            )
+            for entry in entries
+        ]
+
+    def _lock_bundles(
+        self, conn: Connection, entries: Sequence[Entry], now: int
+    ) -> dict[str, dict[str, Any]]:
+        """The rows of all bundles concerned, made where they are new, held until commit."""
+        first = {entry.bid: entry for entry in reversed(entries)}
+        bids = sorted(first)
+        self._insert_new(conn, bundles, (_bundle_row(first[bid], now) for bid in bids))
+        statement = select(bundles).where(bundles.c.bid.in_(bids)).order_by(bundles.c.bid).with_for_update()
+        return {
+            row.bid: {**row._asdict(), "was": row.state, "changed": False, "completes": False}
+            for row in conn.execute(statement)
+        }
+
+    def _insert_new(
+        self, conn: Connection, table: Any, rows: Iterable[Mapping[str, Any]]
+    ) -> set[tuple[Any, ...]]:
+        """Insert the rows whose key is not there yet; the keys of those that were inserted."""
+        values = list(rows)
+        if not values:
+            return set()
+        statement = self._insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
+        return {tuple(row) for row in conn.execute(statement, values)}
+
+    def _save_bundles(self, conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        columns = ("state", "resources_count", "stored_count", "closed", "metadata", "completed_at")
+        if rows:
+            conn.execute(
+                update(bundles)
+                .where(bundles.c.bid == bindparam("the_bid"))
+                .values({name: bindparam(f"new_{name}") for name in columns}),
+                [{"the_bid": row["bid"], **{f"new_{name}": row[name] for name in columns}} for row in rows],
+            )
+
+    async def _change(self, rows: Sequence[OutboxRow], **values: Any) -> Sequence[str]:
+        return await self._write(lambda conn: _change_claimed(conn, rows, **values)) if rows else []
+
+    async def _read(self, work: Callable[[Connection], _Result]) -> _Result:
+        with translated(self._engine.url):
+            async with self._reader.connect() as conn:
+                return await conn.run_sync(work)
+
+    async def _write(self, work: Callable[[Connection], _Result]) -> _Result:
+        """One transaction. A caller that is cancelled leaves it to finish: it is never half done, only unknown."""
+        task = asyncio.create_task(self._transaction(work), name="ledger-write")
+        self._writing.add(task)
+        task.add_done_callback(self._written)
+        return await asyncio.shield(task)
+
+    def _written(self, task: asyncio.Task[Any]) -> None:
+        self._writing.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever was cancelled cannot hear of it any more
+
+    async def _transaction(self, work: Callable[[Connection], _Result]) -> _Result:
+        with translated(self._engine.url):
+            async with self._one_writer, self._engine.begin() as conn:
+                return await conn.run_sync(work)
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
+def _change_claimed(conn: Connection, rows: Sequence[OutboxRow], **values: Any) -> Sequence[str]:
+    """Change the rows whose claim still holds; their bids."""
+    claims = [(row.event_id, row.generation) for row in rows]
+    statement = (
+        update(outbox)
+        .where(outbox.c.state == "pending", tuple_(outbox.c.event_id, outbox.c.generation).in_(claims))
+        .values(**values)
+        .returning(outbox.c.bid)
+    )
+    return conn.execute(statement).scalars().all()
+
+
+def _message_row(entry: Entry, now: int) -> dict[str, Any]:
+    return {"id": entry.message_id, "fingerprint": entry.fingerprint, "bid": entry.bid, "recorded_at": now}
+
+
+def _bundle_row(entry: Entry, now: int) -> dict[str, Any]:
+    return {
+        "bid": entry.bid,
+        "recipe_id": entry.recipe_id,
+        "primary_url": entry.primary_url,
+        "state": "open",
+        "resources_count": entry.resources_count,
+        "stored_count": 0,
+        "closed": False,
+        "meta": dict(entry.meta),
+        "metadata": {},
+        "targets": [[t.target, t.storage_key, t.manifest_key] for t in entry.targets],
+        "created_at": now,
+    }
+
+
+def _resource_row(entry: Entry, bundle: Mapping[str, Any], now: int) -> dict[str, Any]:
+    resource = cast("StoredResource", entry.resource)
+    return {
+        "bid": entry.bid,
+        "resource_id": resource.resource_id,
+        "url": resource.url,
+        "content_type": resource.content_type,
+        "status_code": resource.status_code,
+        "meta": dict(resource.meta),
+        "location": resource.location,
+        "late": bundle["state"] != "open",
+        "recorded_at": now,
+    }
+
+
+def _object_rows(entry: Entry) -> Iterable[dict[str, Any]]:
+    if entry.resource is None:
+        return
+    for stored in entry.resource.objects:
+        yield {
+            "bid": entry.bid,
+            "resource_id": entry.resource.resource_id,
+            "target": stored.target,
+            "key": stored.key,
+            "size": stored.size,
+            "sha256": stored.sha256,
+            "etag": stored.etag,
+            "version": stored.version,
+        }
+
+
+def _outbox_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "event_id": notification.event_id(row["bid"]),
+        "bid": row["bid"],
+        "recipe_id": row["recipe_id"],
+        "body": notification.body(
+            bid=row["bid"],
+            recipe_id=row["recipe_id"],
+            primary_url=row["primary_url"],
+            resources_count=row["stored_count"],
+            completed_at=row["completed_at"],
+            metadata=row["metadata"],
+            targets=[BundleTarget(*target) for target in row["targets"]],
+        ),
+        "state": "pending",
+        "due_at": row["completed_at"],
+        "attempts": 0,
+        "generation": 0,
+        "error": None,
+        "completed_at": row["completed_at"],
+    }
+
+
+def _fold(row: dict[str, Any], entries: Sequence[Entry], stored: int, now: int) -> None:
+    """Bring a locked bundle row up to date with the entries that concern it; `stored` of them are new resources.
+
+    The count that `bundle.closed` gives is the last word; before it, the first count a message named holds. A bundle that
+    has been completed changes no more: what comes later is late.
+    """
+    if row["state"] != "open":
+        return
+    row["changed"] = True
+    row["stored_count"] += stored
+    for entry in entries:
+        if entry.close is not None and not row["closed"]:
+            row["closed"] = True
+            row["resources_count"] = entry.close.resources_count
+            row["metadata"] = dict(entry.close.metadata)
+        elif row["resources_count"] is None:
+            row["resources_count"] = entry.resources_count
+    if row["resources_count"] is not None and row["stored_count"] >= row["resources_count"]:
+        row["state"], row["completes"], row["completed_at"] = "complete", True, now
+
+
+def _bundle(row: Row[Any]) -> BundleRecord:
+    return BundleRecord(
+        bid=row.bid,
+        recipe_id=row.recipe_id,
+        primary_url=row.primary_url,
+        state=row.state,
+        resources_count=row.resources_count,
+        stored_count=row.stored_count,
+        closed=row.closed,
+        meta=row.meta,
+        metadata=row.metadata,
+        targets=tuple(BundleTarget(*target) for target in row.targets),
+        created_at=row.created_at,
+        completed_at=row.completed_at,
+        published_at=row.published_at,
+    )
+
+
+def _resource_page(conn: Connection, bid: str, after: str) -> Sequence[StoredResource]:
+    page = conn.execute(
+        select(resources)
+        .where(resources.c.bid == bid, resources.c.resource_id > after)
+        .order_by(resources.c.resource_id)
+        .limit(_PAGE)
+    ).all()
+    if not page:
+        return []
+    lying = conn.execute(
+        select(objects)
+        .where(objects.c.bid == bid, objects.c.resource_id.between(page[0].resource_id, page[-1].resource_id))
+        .order_by(objects.c.resource_id, objects.c.target, objects.c.key)
+    ).all()
+    of_resource: dict[str, tuple[StoredObject, ...]] = defaultdict(tuple)
+    for resource_id, rows in groupby(lying, key=lambda row: cast("str", row.resource_id)):
+        of_resource[resource_id] = tuple(
+            StoredObject(row.target, row.key, row.size, row.sha256, row.etag, row.version) for row in rows
+        )
+    return [
+        StoredResource(
+            resource_id=row.resource_id,
+            url=row.url,
+            content_type=row.content_type,
+            status_code=row.status_code,
+            meta=row.meta,
+            location=row.location,
+            objects=of_resource[row.resource_id],
+            late=row.late,
+        )
+        for row in page
+    ]
+
+
+def _summary(conn: Connection) -> Summary:
+    def one(statement: Select[Any]) -> Any:
+        return conn.execute(statement).scalar_one()
+
+    def age(statement: Select[Any]) -> float | None:
+        oldest = one(statement)
+        return None if oldest is None else max(0.0, (now - oldest) / 1000)
+
+    now = one(select(now_ms()))
+    counted = {
+        row[0]: row[1]
+        for row in conn.execute(select(bundles.c.state, func.count()).group_by(bundles.c.state))
+    }
+    waiting = {
+        row[0]: row[1] for row in conn.execute(select(outbox.c.state, func.count()).group_by(outbox.c.state))
+    }
+    states: tuple[BundleState, ...] = ("open", "complete", "published")
+    return Summary(
+        bundles={state: counted.get(state, 0) for state in states},
+        resources=one(select(func.coalesce(func.sum(bundles.c.stored_count), 0))),
+        outbox_pending=waiting.get("pending", 0),
+        outbox_parked=waiting.get("parked", 0),
+        oldest_incomplete_age=age(select(func.min(bundles.c.created_at)).where(bundles.c.state == "open")),
+        oldest_pending_age=age(select(func.min(outbox.c.completed_at)).where(outbox.c.state == "pending")),
+    )

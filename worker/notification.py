@@ -1,0 +1,68 @@
+"""The completion notification: the seed's body, field for field, plus fields that only ever add.
+
+Pure. Called by worker/ledger/sql.py when it writes an outbox row, so that the bytes are frozen with the row, and by
+worker/relay.py for the message attributes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid5
+
+from handlers.plan import BundleTarget
+
+SCHEMA_VERSION = 1
+_NAMESPACE = UUID("628c544c-4212-4806-89f4-c74a6748356d")
+
+
+def event_id(bid: str) -> str:
+    """The one id of a bundle's completion (UUIDv5 of the bid): the same from every worker, also after a restored backup."""
+    return str(uuid5(_NAMESPACE, bid))
+
+
+def timestamp(milliseconds: int) -> str:
+    """`2024-01-15T10:30:00Z`."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def body(
+    *,
+    bid: str,
+    recipe_id: str,
+    primary_url: str,
+    resources_count: int,
+    completed_at: int,
+    metadata: Mapping[str, Any],
+    targets: Sequence[BundleTarget],
+) -> bytes:
+    """The notification's bytes: ASCII JSON, the same for the same facts. `completed_at` is milliseconds since the epoch."""
+    announced = targets[0]
+    content = {
+        "bundle_id": bid,
+        "recipe_id": recipe_id,
+        "primary_url": primary_url,
+        "resources_count": resources_count,
+        "storage_key": announced.storage_key,
+        "completion_timestamp": timestamp(completed_at),
+        "metadata": {**metadata, "resources_count": resources_count},
+        "event_id": event_id(bid),
+        "schema_version": SCHEMA_VERSION,
+        "status": "complete",
+        "targets": [
+            {
+                "target": target.target,
+                "status": "stored",
+                "storage_key": target.storage_key,
+                "manifest_key": target.manifest_key,
+            }
+            for target in targets
+        ],
+        "manifest_key": announced.manifest_key,
+    }
+    return json.dumps(content).encode()
+
+
+def attributes(*, bid: str, recipe_id: str, completed_at: int) -> dict[str, str]:
+    """The three String attributes the seed's consumers filter by."""
+    return {"bundle_id": bid, "recipe_id": recipe_id, "completion_timestamp": timestamp(completed_at)}

@@ -1,0 +1,206 @@
+"""The fetcher's side: stage payloads, announce them, close the bundle.
+
+    producer = Producer(queue=queue, staging=backend, source=source)
+    bundle = await producer.start_bundle(BundleRef("https://example.com"), "fr")
+    await bundle.add_resource("https://example.com/a.html", "text/html", 200, stream)
+    await bundle.complete({"source": "http_api", "run_id": "run_123"})
+
+Everything may be repeated after a crash: the same bid, URLs and bytes give the same staged objects and the same message ids,
+which the worker knows as already recorded.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from backends.base import Attributes, StorageBackend
+from backends.errors import Conflict
+from handlers.bids import BidFactory
+from handlers.messages import (
+    Bundle,
+    BundleClosed,
+    ClosedBundle,
+    Command,
+    Payload,
+    Resource,
+    ResourceFetched,
+    encode,
+)
+from handlers.naming import resource_id, resource_name
+from handlers.plan import StagingSource
+from worker.queues.base import OutgoingMessage, Queue
+
+
+class ProducerError(Exception):
+    """What the fetcher asked for cannot be announced. The message says what to change."""
+
+
+class Recipe(Protocol):
+    """Anything that names itself."""
+
+    @property
+    def recipe_id(self) -> str:
+        """The recipe's id."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BundleRef:
+    """What a fetcher knows of its bundle. `resources_count` may be a guess: the bundle is closed with the true one."""
+
+    primary_url: str
+    resources_count: int | None = None
+    bid: str | None = None
+    storage_key: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "BundleRef":
+        """The inverse of `to_dict`. Raises `ProducerError` for unknown or missing keys."""
+        try:
+            return cls(**values)
+        except TypeError as exc:
+            raise ProducerError(f"not a bundle reference: {exc}") from exc
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, for people who keep references between runs."""
+        return {
+            "primary_url": self.primary_url,
+            "resources_count": self.resources_count,
+            "bid": self.bid,
+            "storage_key": self.storage_key,
+            "meta": dict(self.meta),
+        }
+
+
+class Producer:
+    """Stages and announces. Takes connected parts; whoever made them closes them."""
+
+    def __init__(
+        self,
+        *,
+        queue: Queue,
+        staging: StorageBackend,
+        source: StagingSource,
+        new_bid: BidFactory | None = None,
+    ) -> None:
+        """`source` is the worker's view of `staging`: the locations announced are spelled by it."""
+        self._queue = queue
+        self._staging = staging
+        self._source = source
+        self._new_bid = BidFactory() if new_bid is None else new_bid
+
+    async def start_bundle(self, bundle_ref: BundleRef, recipe: str | Recipe) -> "BundleStorageContext":
+        """Begin a bundle. Without a bid in `bundle_ref` it gets a new one. Nothing is sent yet.
+
+        Raises `ProducerError` when bid or recipe cannot be announced.
+        """
+        ref = bundle_ref if bundle_ref.bid is not None else replace(bundle_ref, bid=self._new_bid())
+        try:
+            bundle = Bundle(
+                bid=ref.bid or "",
+                recipe_id=recipe if isinstance(recipe, str) else recipe.recipe_id,
+                primary_url=ref.primary_url,
+                meta=dict(ref.meta),
+            )
+        except ValidationError as exc:
+            raise ProducerError(_reason(exc)) from exc
+        return BundleStorageContext(ref, bundle, self._queue, self._staging, self._source)
+
+
+class BundleStorageContext:
+    """One bundle being fetched. Resources may be added concurrently."""
+
+    def __init__(
+        self,
+        ref: BundleRef,
+        bundle: Bundle,
+        queue: Queue,
+        staging: StorageBackend,
+        source: StagingSource,
+    ) -> None:
+        """Made by `Producer.start_bundle`."""
+        self.bundle_ref = ref
+        self._bundle = bundle
+        self._queue = queue
+        self._staging = staging
+        self._source = source
+        self._announced: set[str] = set()
+        self._adding = 0
+
+    @property
+    def bid(self) -> str:
+        """The bundle's id."""
+        return self._bundle.bid
+
+    async def add_resource(
+        self,
+        url: str,
+        content_type: str | None,
+        status_code: int | None,
+        stream: AsyncIterator[bytes],
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Stage the stream and announce it. When this returns, payload and message are durable.
+
+        Raises `ProducerError` when the URL was added before with other bytes, the stream's own errors, a `StorageError`
+        or a `QueueError`. After any of them the same call may be made again.
+        """
+        self._adding += 1
+        try:
+            resource = Resource(
+                url=url, content_type=content_type, status_code=status_code, meta=dict(meta or {})
+            )
+            key = "/".join(part for part in (self._source.prefix, self.bid, resource_name(url)) if part)
+            receipt = await self._staging.write(key, stream, Attributes(content_type))
+            payload = Payload(
+                location=self._source.location_of(key), size=receipt.size, sha256=receipt.sha256
+            )
+            await self._send(
+                ResourceFetched(
+                    id=f"{self.bid}/{resource_id(url)}",
+                    bundle=self._bundle,
+                    resource=resource,
+                    payload=payload,
+                )
+            )
+            self._announced.add(resource_id(url))
+        except ValidationError as exc:
+            raise ProducerError(_reason(exc)) from exc
+        except Conflict as exc:
+            raise ProducerError(
+                f"{url} is staged for bundle {self.bid} with other bytes; use another bid, or a URL of its own"
+            ) from exc
+        finally:
+            self._adding -= 1
+
+    async def complete(self, metadata: Mapping[str, Any]) -> None:
+        """Close the bundle with the number of distinct URLs added. May be called again after an error.
+
+        Raises `ProducerError` while resources are still being added, or a `QueueError`.
+        """
+        if self._adding:
+            raise ProducerError(
+                f"{self._adding} resources of bundle {self.bid} are still being added; await them before complete()"
+            )
+        bundle = ClosedBundle(
+            bid=self.bid,
+            recipe_id=self._bundle.recipe_id,
+            primary_url=self._bundle.primary_url,
+            meta=self._bundle.meta,
+            resources_count=len(self._announced),
+            metadata=dict(metadata),
+        )
+        await self._send(BundleClosed(id=f"{self.bid}/closed", bundle=bundle))
+
+    async def _send(self, command: Command) -> None:
+        await self._queue.send(
+            [OutgoingMessage(encode(command), group=self.bid, deduplication_id=command.id)]
+        )
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

@@ -1,0 +1,230 @@
+"""Announces complete bundles: claim -> finalize -> publish -> mark.
+
+Run by worker/service.py beside the intake. Recovery needs nothing of its own: whatever a dead relay left is due again when
+its claim runs out. A crash between publish and mark publishes again, with the same id and the same bytes.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from backends.base import Attributes, StorageBackend
+from backends.errors import StorageError
+from handlers.plan import BundleTarget
+from worker import notification
+from worker.disposition import RetryPolicy
+from worker.ledger.base import BundleRecord, Ledger, LedgerError, OutboxRow, StoredObject, StoredResource
+from worker.metrics import Metrics
+from worker.publishers.base import Notification, Publisher
+
+_JSON = Attributes("application/json")
+_FINALIZED_AT_ONCE = 8
+"""Manifests written side by side: each holds one page of resources in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySettings:
+    """Times are seconds."""
+
+    batch: int = 50
+    lease: float = 15.0
+    poll_interval: float = 1.0
+
+
+class Relay:
+    """The outbox's only reader. Any number of relays may run; claims keep them apart."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        publisher: Publisher,
+        targets: Mapping[str, StorageBackend],
+        settings: RelaySettings,
+        retry: RetryPolicy,
+        random: Callable[[], float],
+        metrics: Metrics,
+    ) -> None:
+        """`retry.max_attempts` does not apply: a completion is never given up, only parked when it is refused."""
+        self._ledger = ledger
+        self._publisher = publisher
+        self._targets = targets
+        self._settings = settings
+        self._retry = retry
+        self._random = random
+        self._metrics = metrics
+        self._due = asyncio.Event()
+        self._log = structlog.get_logger("relay")
+
+    def wake(self) -> None:
+        """A bundle was completed in this process: do not wait for the next poll."""
+        self._due.set()
+
+    async def run(self) -> None:
+        """Announce until cancelled. A ledger that does not answer is asked again after a pause."""
+        while True:
+            self._due.clear()
+            try:
+                busy = await self.announce_due()
+            except LedgerError as exc:
+                self._log.warning("outbox not readable", error=str(exc))
+                busy = 0
+            if not busy:
+                try:
+                    async with asyncio.timeout(self._settings.poll_interval):
+                        await self._due.wait()
+                except TimeoutError:
+                    continue
+
+    async def announce_due(self) -> int:
+        """One round: claim what is due and announce it. How many rows were claimed."""
+        rows = await self._ledger.claim(self._settings.batch, self._settings.lease)
+        if rows:
+            async with self._held(rows):
+                await self._announce(rows)
+        return len(rows)
+
+    async def _announce(self, rows: Sequence[OutboxRow]) -> None:
+        gate = asyncio.Semaphore(_FINALIZED_AT_ONCE)
+        finalized = await asyncio.gather(*(self._finalized(row, gate) for row in rows))
+        ready = [row for row, done in zip(rows, finalized, strict=True) if done]
+        outcomes = await self._publisher.publish([_notification(row) for row in ready])
+        accepted = []
+        for row, error in zip(ready, outcomes, strict=True):
+            if error is None:
+                accepted.append(row)
+            elif error.retryable:
+                await self._later(row, error)
+            else:
+                await self._park(row, error)
+        marked = await self._ledger.mark_published(accepted)
+        self._metrics.outbox_publish.labels(result="ok").inc(marked)
+        for row in accepted:
+            self._log.info("bundle published", bid=row.bid, recipe_id=row.recipe_id, event_id=row.event_id)
+
+    async def _finalized(self, row: OutboxRow, gate: asyncio.Semaphore) -> bool:
+        """Write the manifest to every target; False when that has to wait, which is then arranged."""
+        async with gate:
+            try:
+                await self._finalize(row)
+            except _TargetGone as exc:
+                await self._park(row, exc)
+            except StorageError as exc:
+                await (self._later(row, exc) if exc.retryable else self._park(row, exc))
+            else:
+                return True
+            return False
+
+    async def _finalize(self, row: OutboxRow) -> None:
+        bundle = await self._ledger.bundle(row.bid)
+        if bundle is None:
+            raise _TargetGone(f"bundle {row.bid} is in the outbox but not in the ledger")
+        for place in bundle.targets:
+            target = self._targets.get(place.target)
+            if target is None:
+                raise _TargetGone(
+                    f"target {place.target!r} of bundle {row.bid} is not configured any more; add it again"
+                )
+            chunks = manifest(bundle, place, row.event_id, self._ledger.resources(row.bid))
+            await target.write(place.manifest_key, chunks, _JSON)
+
+    async def _later(self, row: OutboxRow, error: Exception) -> None:
+        delay = self._retry.delay(row.attempts, self._random)
+        self._metrics.outbox_publish.labels(result="error").inc()
+        self._log.warning("completion postponed", bid=row.bid, seconds=round(delay, 1), error=str(error))
+        await self._ledger.postpone(row, delay, str(error))
+
+    async def _park(self, row: OutboxRow, error: Exception) -> None:
+        self._metrics.outbox_publish.labels(result="parked").inc()
+        self._log.error("completion parked: it waits for you", bid=row.bid, error=str(error))
+        await self._ledger.park(row, str(error))
+
+    @asynccontextmanager
+    async def _held(self, rows: Sequence[OutboxRow]) -> AsyncIterator[None]:
+        """Renew the claim while a long manifest is written."""
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(self._settings.lease / 3)
+                try:
+                    await self._ledger.renew(rows, self._settings.lease)
+                except LedgerError as exc:
+                    # The claim may run out: then another relay announces too, with the same bytes.
+                    self._log.warning("outbox claim not renewed", error=str(exc))
+
+        renewal = asyncio.create_task(renew(), name="relay-renew")
+        try:
+            yield
+        finally:
+            renewal.cancel()
+            await asyncio.wait([renewal])
+
+
+class _TargetGone(Exception):
+    """Nothing this process can do finalizes the bundle."""
+
+
+def _notification(row: OutboxRow) -> Notification:
+    return Notification(
+        event_id=row.event_id,
+        group=row.recipe_id,
+        body=row.body,
+        attributes=notification.attributes(
+            bid=row.bid, recipe_id=row.recipe_id, completed_at=row.completed_at
+        ),
+    )
+
+
+async def manifest(
+    bundle: BundleRecord,
+    place: BundleTarget,
+    event_id: str,
+    resources: AsyncIterator[StoredResource],
+) -> AsyncIterator[bytes]:
+    """The bundle's manifest as it lies in one target: JSON, streamed, the same bytes on every redo.
+
+    Late resources are not in it: they were not there when the bundle was completed.
+    """
+    completed_at = 0 if bundle.completed_at is None else bundle.completed_at
+    head = {
+        "bid": bundle.bid,
+        "recipe_id": bundle.recipe_id,
+        "primary_url": bundle.primary_url,
+        "resources_count": bundle.stored_count,
+        "storage_key": place.storage_key,
+        "completion_timestamp": notification.timestamp(completed_at),
+        "event_id": event_id,
+        "meta": bundle.meta,
+        "metadata": bundle.metadata,
+    }
+    text = json.dumps(head, ensure_ascii=False, indent=2)
+    buffer = [text.removesuffix("\n}"), ',\n  "resources": [']
+    separator = "\n    "
+    async for resource in resources:
+        if resource.late:
+            continue
+        for stored in resource.objects:
+            if stored.target == place.target:
+                buffer.append(separator + json.dumps(_listed(resource, stored), ensure_ascii=False))
+                separator = ",\n    "
+        if len(buffer) >= 256:
+            yield "".join(buffer).encode()
+            buffer.clear()
+    buffer.append("\n  ]\n}\n")
+    yield "".join(buffer).encode()
+
+
+def _listed(resource: StoredResource, stored: StoredObject) -> dict[str, object]:
+    return {
+        "key": stored.key,
+        "size": stored.size,
+        "sha256": stored.sha256,
+        "url": resource.url,
+        "content_type": resource.content_type,
+        "status_code": resource.status_code,
+        "meta": resource.meta,
+    }
