@@ -3,7 +3,7 @@
 Called by worker/service.py for every delivery. What it raises, worker/disposition.py turns into a fate.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -32,14 +32,16 @@ class Pipeline:
         staging: Mapping[str, StorageBackend],
         targets: Mapping[str, StorageBackend],
         max_message_bytes: int,
+        on_complete: Callable[[], None],
     ) -> None:
-        """`staging` and `targets` hold a connected backend for every name the handlers plan with."""
+        """`on_complete` is called when a bundle was completed here. `staging` and `targets` hold a connected backend for every name the handlers plan with."""
         self._ledger = ledger
         self._resource_fetched = resource_fetched
         self._bundle_closed = bundle_closed
         self._staging = staging
         self._targets = targets
         self._max_message_bytes = max_message_bytes
+        self._on_complete = on_complete
         self._log = structlog.get_logger("pipeline")
 
     async def process(self, delivery: Delivery) -> Disposition:
@@ -85,6 +87,7 @@ class Pipeline:
                 "late resource: stored, but its bundle was complete already", message=command.id
             )
         if outcome.completed:
+            self._on_complete()
             self._log.info("bundle complete", recipe_id=command.bundle.recipe_id)
 
 

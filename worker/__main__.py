@@ -1,0 +1,5 @@
+"""`python -m worker` is `transload`."""
+
+from worker.cli import main
+
+main()

@@ -1,0 +1,187 @@
+"""The only place that constructs: settings in, connected parts out.
+
+Called by worker/cli.py. Every part is opened inside an `AsyncExitStack`, so whatever was opened is closed again, in the
+opposite order, also when the next one fails.
+"""
+
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from backends.base import StorageBackend
+from backends.registry import BACKENDS
+from handlers.bundle_closed import BundleClosedHandler
+from handlers.layouts import oc_layout
+from handlers.plan import Route, StagingSource, Target
+from handlers.resource_fetched import ResourceFetchedHandler
+from worker.disposition import RetryPolicy
+from worker.health import AdminServer, Health
+from worker.ledger.base import Ledger
+from worker.ledger.database import check_schema, migrate, open_engine
+from worker.ledger.sql import SqlLedger
+from worker.metrics import Metrics
+from worker.pipeline import Pipeline
+from worker.producer import Producer
+from worker.publishers.base import Publisher
+from worker.publishers.registry import PUBLISHERS
+from worker.queues.base import Queue
+from worker.queues.registry import QUEUES
+from worker.relay import Relay, RelaySettings
+from worker.service import Service, ServiceSettings
+from worker.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """The deciding half: made from settings alone, nothing is connected."""
+
+    resource_fetched: ResourceFetchedHandler
+    bundle_closed: BundleClosedHandler
+
+
+def make_handlers(settings: Settings) -> Handlers:
+    """The handlers with their route and staging sources."""
+    route = Route("default", tuple(_target(settings, name) for name in settings.route.targets))
+    return Handlers(ResourceFetchedHandler(staging_sources(settings), route), BundleClosedHandler(route))
+
+
+def staging_sources(settings: Settings) -> tuple[StagingSource, ...]:
+    """Where payloads may be read from."""
+    return tuple(
+        StagingSource(name, BACKENDS.load(staging.backend).location_of(staging.options), staging.prefix)
+        for name, staging in settings.staging.items()
+    )
+
+
+@asynccontextmanager
+async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterator[Service]:
+    """A worker, ready to `run`; with `admin` its metrics and probes are served, unless the settings say no."""
+    async with AsyncExitStack() as stack:
+        metrics, health = Metrics(), Health()
+        ledger = await stack.enter_async_context(open_ledger(settings))
+        queue = await stack.enter_async_context(open_queue(settings))
+        publisher = await stack.enter_async_context(open_publisher(settings))
+        staging = await stack.enter_async_context(open_staging(settings))
+        targets = await stack.enter_async_context(open_targets(settings))
+        health.schema_current = True
+        relay = Relay(
+            ledger=ledger,
+            publisher=publisher,
+            targets=targets,
+            settings=RelaySettings(
+                batch=settings.relay.batch,
+                lease=settings.relay.lease,
+                poll_interval=settings.relay.poll_interval,
+            ),
+            retry=RetryPolicy(base=settings.relay.retry_base, cap=settings.relay.retry_cap),
+            random=random.random,
+            metrics=metrics,
+        )
+        handlers = make_handlers(settings)
+        pipeline = Pipeline(
+            ledger=ledger,
+            resource_fetched=handlers.resource_fetched,
+            bundle_closed=handlers.bundle_closed,
+            staging=staging,
+            targets=targets,
+            max_message_bytes=settings.worker.max_message_bytes,
+            on_complete=relay.wake,
+        )
+        if admin and settings.admin.enabled:
+            server = AdminServer(metrics, health, host=settings.admin.host, port=settings.admin.port)
+            stack.callback(server.close)
+        yield Service(
+            queue=queue,
+            pipeline=pipeline,
+            relay=relay,
+            ledger=ledger,
+            settings=ServiceSettings(settings.worker.concurrency, settings.worker.drain_timeout),
+            retry=RetryPolicy(
+                settings.worker.max_attempts, settings.worker.retry_base, settings.worker.retry_cap
+            ),
+            random=random.random,
+            metrics=metrics,
+            health=health,
+        )
+
+
+@asynccontextmanager
+async def open_producer(settings: Settings) -> AsyncIterator[Producer]:
+    """The fetcher's side: stages into the first staging source, announces on the queue."""
+    async with AsyncExitStack() as stack:
+        source = staging_sources(settings)[0]
+        chosen = settings.staging[source.name]
+        staging = await BACKENDS.load(chosen.backend).connect(chosen.options)
+        stack.push_async_callback(staging.aclose)
+        queue = await stack.enter_async_context(open_queue(settings))
+        yield Producer(queue=queue, staging=staging, source=source)
+
+
+@asynccontextmanager
+async def open_ledger(settings: Settings) -> AsyncIterator[Ledger]:
+    """The ledger. The embedded SQLite file is made and migrated here; a server's schema is only checked.
+
+    Raises `SchemaMismatch`, `LedgerUnavailable` or `LedgerCorrupt`.
+    """
+    engine = open_engine(settings.ledger.url)
+    try:
+        if engine.dialect.name == "sqlite":
+            await migrate(engine)
+        await check_schema(engine)
+    except BaseException:
+        await engine.dispose()
+        raise
+    ledger = SqlLedger(engine)
+    try:
+        yield ledger
+    finally:
+        await ledger.aclose()
+
+
+@asynccontextmanager
+async def open_queue(settings: Settings) -> AsyncIterator[Queue]:
+    """The queue messages come from."""
+    queue = await QUEUES.load(settings.queue.type).connect(settings.queue.options)
+    try:
+        yield queue
+    finally:
+        await queue.aclose()
+
+
+@asynccontextmanager
+async def open_publisher(settings: Settings) -> AsyncIterator[Publisher]:
+    """Where completions go."""
+    publisher = await PUBLISHERS.load(settings.publisher.type).connect(settings.publisher.options)
+    try:
+        yield publisher
+    finally:
+        await publisher.aclose()
+
+
+@asynccontextmanager
+async def open_staging(settings: Settings) -> AsyncIterator[Mapping[str, StorageBackend]]:
+    """Every staging source, by name."""
+    async with AsyncExitStack() as stack:
+        opened = {}
+        for name, staging in settings.staging.items():
+            opened[name] = await BACKENDS.load(staging.backend).connect(staging.options)
+            stack.push_async_callback(opened[name].aclose)
+        yield opened
+
+
+@asynccontextmanager
+async def open_targets(settings: Settings) -> AsyncIterator[Mapping[str, StorageBackend]]:
+    """Every target, by name."""
+    async with AsyncExitStack() as stack:
+        opened = {}
+        for name, target in settings.targets.items():
+            opened[name] = await BACKENDS.load(target.backend).connect(target.options)
+            stack.push_async_callback(opened[name].aclose)
+        yield opened
+
+
+def _target(settings: Settings, name: str) -> Target:
+    chosen = settings.targets[name]
+    keeps_attributes = BACKENDS.load(chosen.backend).features.attributes
+    return Target(name, oc_layout(chosen.prefix, keeps_attributes=keeps_attributes))

@@ -1,0 +1,375 @@
+"""The `transload` command: arguments in, parts from worker/bootstrap.py, words and JSON out.
+
+Answers go to stdout, everything else (logs, progress, errors) to stderr, so that every `--json` can be piped. Exit status:
+0 done, 1 it did not work out, 2 the arguments, the settings or the message are wrong.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+import yaml
+
+from backends.errors import StorageError
+from handlers.errors import HandlerError, Refused
+from handlers.messages import decode
+from worker import bootstrap, local_files, logs, render
+from worker import demo as demonstration
+from worker.ledger.base import BundleState, LedgerError
+from worker.ledger.database import migrate as migrate_database
+from worker.ledger.database import open_engine
+from worker.producer import ProducerError
+from worker.publishers.base import PublishError
+from worker.publishers.embedded import EmbeddedPublisher
+from worker.queues.base import QueueError
+from worker.service import Service
+from worker.settings import Settings, SettingsError, json_schema, load_settings
+from worker.verify import verify as verify_bundle
+
+_Result = TypeVar("_Result")
+
+app = typer.Typer(
+    name="transload",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Event-driven storage worker: staged payloads in, durable objects and one completion per bundle out.",
+    epilog="First steps: transload demo. Everything embedded (queue, ledger, staging, storage, completions) lies in --home.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration, without starting anything.")
+app.add_typer(config_app, name="config")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: one object a line.")]
+Bid = Annotated[str, typer.Argument(help="The bundle's id, as `transload bundles` shows it.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """What was said before the command's name."""
+
+    config: Path | None
+    home: Path | None
+
+    def settings(self, *, quiet: bool = False) -> Settings:
+        """Read, merge and check the settings; set up logging. Raises `SettingsError`."""
+        settings = load_settings(file=self.config, home=self.home, environ=os.environ)
+        logs.configure("warning" if quiet else settings.logs.level, settings.logs.format, sys.stderr)
+        return settings
+
+
+@app.callback()
+def invocation(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The settings file (YAML). [env: TRANSLOAD_CONFIG]"),
+    ] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where everything embedded lies. [env: TRANSLOAD_HOME; default: ~/.transload]"
+        ),
+    ] = None,
+) -> None:
+    """Event-driven storage worker: staged payloads in, durable objects and one completion per bundle out."""
+    context.obj = Invocation(config, home)
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    until_idle: Annotated[
+        bool,
+        typer.Option(
+            "--until-idle",
+            help="End when the queue is empty and every completion is out; opens no admin port. "
+            "Messages in work elsewhere, or left by a killed worker, are waited for.",
+        ),
+    ] = False,
+) -> None:
+    """Run a worker: take messages, store payloads, announce complete bundles.
+
+    SIGTERM or Ctrl-C stops taking, finishes what is in work within worker.drain_timeout, and gives the rest back. A second
+    one exits at once; the queue then returns the messages when their lease passes.
+    """
+    settings = _obj(context).settings()
+
+    async def work() -> Service:
+        async with bootstrap.open_service(settings, admin=not until_idle) as service:
+            _stop_on_signals(service)
+            await service.run(until_idle=until_idle)
+            return service
+
+    done = _run(work()).progress
+    render.say(
+        f"{done.acked} messages done, {done.completed} bundles completed, {done.retried} retries, {done.dead} dead letters"
+    )
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    source: Annotated[
+        Path,
+        typer.Option("--from", metavar="DIR", exists=True, file_okay=False, help="The folder to store."),
+    ] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """Store a folder from end to end: stage its files (one bundle a folder), run the worker until idle, show and verify.
+
+    Uses the queue, ledger, staging and target of --home. Running it again on unchanged files finds every bundle known.
+    """
+    settings = _obj(context).settings(quiet=True)
+    outcome = _run(demonstration.run_demo(settings, source))
+    demonstration.show(outcome, as_json=as_json)
+    if not outcome.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def publish(
+    context: typer.Context,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH…", help="Files, and folders with all files below.")
+    ],
+    recipe: Annotated[str, typer.Option(metavar="ID", help="The recipe's id.")],
+    bid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BID",
+            help="The bundle's id. Default: derived from the files, so that publishing them again is the same bundle.",
+        ),
+    ] = None,
+    primary_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Default: the file, or the folder around all files.")
+    ] = None,
+    no_close: Annotated[
+        bool, typer.Option("--no-close", help="Announce the files but leave the bundle open for more.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Stage files as one bundle and announce them on the queue; `transload run` then stores them.
+
+    Prints the bundle's id. May be repeated after any error: what was announced before is known by its id.
+    """
+    settings = _obj(context).settings(quiet=True)
+    bundle = local_files.bundle_of(local_files.find_files(paths), recipe, bid=bid, primary_url=primary_url)
+
+    async def work() -> None:
+        async with bootstrap.open_producer(settings) as producer:
+            with render.progress("staging", bundle.size) as advance:
+                await local_files.publish(
+                    producer,
+                    bundle,
+                    metadata={"source": "transload publish", "run_id": bundle.bid},
+                    close=not no_close,
+                    staged=lambda file: advance(file.size),
+                )
+
+    _run(work())
+    render.published(bundle, closed=not no_close, as_json=as_json)
+
+
+@app.command()
+def status(context: typer.Context, as_json: AsJson = False) -> None:
+    """Show queue depth, bundles by state, pending completions, and what waits for a person."""
+    settings = _obj(context).settings(quiet=True)
+
+    async def work() -> render.Status:
+        async with bootstrap.open_ledger(settings) as ledger, bootstrap.open_queue(settings) as queue:
+            return render.Status(
+                queue.name, await queue.depth(), await ledger.summary(), await ledger.parked(20)
+            )
+
+    render.status(_run(work()), as_json=as_json)
+
+
+@app.command()
+def bundles(
+    context: typer.Context,
+    state: Annotated[
+        str | None, typer.Option(metavar="S", help="Only these: open, complete or published.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many, the newest first.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List bundles, the newest first."""
+    states: dict[str, BundleState] = {"open": "open", "complete": "complete", "published": "published"}
+    if state is not None and state not in states:
+        raise typer.BadParameter(f"{state!r} is no state; use {', '.join(states)}", param_hint="--state")
+    wanted = None if state is None else states[state]
+    settings = _obj(context).settings(quiet=True)
+
+    async def work() -> Any:
+        async with bootstrap.open_ledger(settings) as ledger:
+            return await ledger.bundles(wanted, limit)
+
+    render.bundles(_run(work()), as_json=as_json)
+
+
+@app.command()
+def show(context: typer.Context, bid: Bid, as_json: AsJson = False) -> None:
+    """Show one bundle: its facts, its resources, and where their objects lie."""
+    settings = _obj(context).settings(quiet=True)
+
+    async def work() -> Any:
+        async with bootstrap.open_ledger(settings) as ledger:
+            found = await ledger.bundle(bid)
+            if found is None:
+                raise LedgerError(f"no bundle {bid}; `transload bundles` lists them")
+            return found, [resource async for resource in ledger.resources(bid)]
+
+    render.bundle(*_run(work()), as_json=as_json)
+
+
+@app.command()
+def completions(
+    context: typer.Context,
+    follow: Annotated[bool, typer.Option("--follow", help="Stay, and print new ones as they come.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print the completion notifications of the embedded publisher, the oldest first; --json prints their exact bodies."""
+    settings = _obj(context).settings(quiet=True)
+
+    async def work() -> None:
+        async with bootstrap.open_publisher(settings) as publisher:
+            if not isinstance(publisher, EmbeddedPublisher):
+                raise PublishError(
+                    f"completions go to {publisher.destination}; read them there (only the embedded publisher keeps a list)"
+                )
+            after = 0
+            while True:
+                page = await publisher.read(after)
+                for stored in page:
+                    after = stored.seq
+                    render.completion(stored.notification.body, as_json=as_json)
+                if not page:
+                    if not follow:
+                        return
+                    await asyncio.sleep(0.2)
+
+    _run(work())
+
+
+@app.command()
+def verify(context: typer.Context, bid: Bid, as_json: AsJson = False) -> None:
+    """Re-read every object of a bundle from its targets and compare size and SHA-256 with the ledger's.
+
+    Exit status 1 when anything is missing or differs.
+    """
+    settings = _obj(context).settings(quiet=True)
+
+    async def work() -> Any:
+        async with bootstrap.open_ledger(settings) as ledger, bootstrap.open_targets(settings) as targets:
+            found = await ledger.bundle(bid)
+            if found is None:
+                raise LedgerError(f"no bundle {bid}; `transload bundles` lists them")
+            with render.progress("reading", None) as advance:
+                return await verify_bundle(found, ledger, targets, lambda stored: advance(stored.size))
+
+    result = _run(work())
+    render.verification(result, as_json=as_json)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def explain(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="A message's body; - reads standard input.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a worker would do with a message: route, source, keys and targets. Connects to nothing, writes nothing.
+
+    A message that would be a dead letter gives its reason in one line, and exit status 2.
+    """
+    settings = _obj(context).settings(quiet=True)
+    try:
+        body = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as exc:
+        raise typer.BadParameter(f"cannot read {file}: {exc.strerror}", param_hint="FILE") from exc
+    command = decode(body, settings.worker.max_message_bytes)
+    render.plan(bootstrap.make_handlers(settings).plan(command), as_json=as_json)
+
+
+@app.command()
+def migrate(context: typer.Context) -> None:
+    """Bring the ledger's database to this release's schema. The embedded SQLite ledger does it by itself at start."""
+    settings = _obj(context).settings()
+
+    async def work() -> str | None:
+        engine = open_engine(settings.ledger.url)
+        try:
+            return await migrate_database(engine)
+        finally:
+            await engine.dispose()
+
+    render.migrated(_run(work()))
+
+
+@config_app.command()
+def check(context: typer.Context) -> None:
+    """Check the settings whole; exit status 2 lists everything that is wrong with them."""
+    settings = _obj(context).settings(quiet=True)
+    bootstrap.make_handlers(settings)
+    render.say("the settings are valid")
+
+
+@config_app.command(name="show")
+def show_config(context: typer.Context) -> None:
+    """Print the settings in force as YAML: file, environment and defaults together, secrets redacted."""
+    typer.echo(yaml.safe_dump(_obj(context).settings(quiet=True).redacted(), sort_keys=False), nl=False)
+
+
+@config_app.command()
+def schema() -> None:
+    """Print the JSON Schema of the settings file, for editors and CI."""
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def main() -> None:
+    """The console script. Turns every foreseen error into one line on stderr and an exit status."""
+    try:
+        app()
+    except (SettingsError, Refused, ProducerError) as exc:
+        render.fail(exc)
+        sys.exit(2)
+    except (HandlerError, StorageError, QueueError, LedgerError, PublishError, OSError) as exc:
+        render.fail(exc)
+        sys.exit(1)
+
+
+def _obj(context: typer.Context) -> Invocation:
+    found = context.obj
+    if not isinstance(found, Invocation):
+        raise TypeError("the callback sets the invocation")
+    return found
+
+
+def _run(work: Coroutine[Any, Any, _Result]) -> _Result:
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _stop_on_signals(service: Service) -> None:
+    loop = asyncio.get_running_loop()
+    asked = False
+
+    def stop(number: int) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(128 + number)
+        asked = True
+        service.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)

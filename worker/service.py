@@ -1,0 +1,278 @@
+"""The running worker: intake, heartbeats, relay, gauges, and the two stops.
+
+Built by worker/bootstrap.py, run by `transload run` and `transload demo`.
+
+`stop_taking` ends the intake; what is in work is finished. `stop_working` then gives back whatever is not finished by the
+deadline. Both happen in `run` when `stop` is called.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from backends.errors import StorageError
+from handlers.errors import HandlerError
+from worker.delivery import Delivery, LeaseKeeper, LeaseLost
+from worker.disposition import RetryPolicy, decide
+from worker.health import Health
+from worker.ledger.base import Ledger, LedgerError
+from worker.metrics import Metrics
+from worker.pipeline import Pipeline
+from worker.queues.base import Ack, Dead, Disposition, Message, Queue, QueueError, Retry
+from worker.relay import Relay
+
+_TICK = 0.5
+_GAUGES_EVERY = 5.0
+_PAUSE_AFTER_QUEUE_ERROR = 2.0
+_LONGEST_POLL = 20.0
+_SHORT_POLL = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceSettings:
+    """`concurrency`: messages worked on at once. `drain_timeout`: seconds between SIGTERM and giving back."""
+
+    concurrency: int = 16
+    drain_timeout: float = 25.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """What this process has done so far, for a progress display."""
+
+    acked: int = 0
+    retried: int = 0
+    dead: int = 0
+    completed: int = 0
+
+
+class Service:
+    """One worker process's work. `run` returns when it was told to stop, or was idle and asked to end then."""
+
+    def __init__(
+        self,
+        *,
+        queue: Queue,
+        pipeline: Pipeline,
+        relay: Relay,
+        ledger: Ledger,
+        settings: ServiceSettings,
+        retry: RetryPolicy,
+        random: Callable[[], float],
+        metrics: Metrics,
+        health: Health,
+    ) -> None:
+        """Takes connected parts; whoever made them closes them after `run`."""
+        self._queue = queue
+        self._pipeline = pipeline
+        self._relay = relay
+        self._ledger = ledger
+        self._settings = settings
+        self._retry = retry
+        self._random = random
+        self._metrics = metrics
+        self._health = health
+        self._leases = LeaseKeeper(queue, metrics)
+        self._stopping = asyncio.Event()
+        self._in_work: set[asyncio.Task[None]] = set()
+        self._freed = asyncio.Event()
+        self._log = structlog.get_logger("service")
+        self.progress = Progress()
+
+    def stop(self) -> None:
+        """Take nothing more; finish or give back what is in work; return from `run`."""
+        self._stopping.set()
+
+    async def run(self, *, until_idle: bool = False) -> None:
+        """Work until `stop` is called or, with `until_idle`, until queue and outbox are empty.
+
+        Raises what nobody foresaw in one of the background tasks: a worker without heartbeat or relay must not go on.
+        """
+        background = [
+            self._background("leases", self._leases.run()),
+            self._background("relay", self._relay.run()),
+            self._background("health", self._tick()),
+            self._background("gauges", self._refresh_gauges()),
+        ]
+        intake = asyncio.create_task(self._take(until_idle=until_idle), name="intake")
+        stop = asyncio.create_task(self._stopping.wait(), name="stop")
+        try:
+            await asyncio.wait({intake, stop, *background}, return_when=asyncio.FIRST_COMPLETED)
+            self._health.draining = True
+            await _ended(intake)
+            await self._drain()
+            await self._announce_rest()
+        finally:
+            stop.cancel()
+            for task in (intake, *background, *self._in_work):
+                task.cancel()
+            await asyncio.wait({intake, stop, *background, *self._in_work})
+        for task in (intake, *background):
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+
+    async def _take(self, *, until_idle: bool) -> None:
+        """Receive while there is room."""
+        while not self._stopping.is_set():
+            room = await self._room()
+            wait = _SHORT_POLL if until_idle else _LONGEST_POLL
+            try:
+                messages = await self._receive(room, wait)
+                if until_idle and not messages and await self._is_idle():
+                    return
+            except (QueueError, LedgerError) as exc:
+                self._health.queue_reachable = not isinstance(exc, QueueError)
+                self._log.warning("cannot receive", error=str(exc))
+                await _within(_PAUSE_AFTER_QUEUE_ERROR, self._stopping.wait())
+                continue
+            self._start(messages)
+
+    async def _receive(self, room: int, wait: float) -> Sequence[Message]:
+        messages = await self._queue.receive(room, wait)
+        self._health.queue_reachable = True
+        self._health.received()
+        self._metrics.messages_received.labels(queue=self._queue.name).inc(len(messages))
+        return messages
+
+    async def _room(self) -> int:
+        """How many more can be worked on at once; waits until it is at least one."""
+        while (room := self._settings.concurrency - len(self._in_work)) <= 0:
+            self._health.busy = True
+            self._freed.clear()
+            await self._freed.wait()
+        self._health.busy = False
+        return room
+
+    def _start(self, messages: Sequence[Message]) -> None:
+        for delivery in self._leases.hold(messages):
+            task = asyncio.create_task(self._handle(delivery), name=f"message-{delivery.message.id}")
+            self._in_work.add(task)
+            task.add_done_callback(self._finished)
+        self._metrics.messages_in_flight.set(len(self._in_work))
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._in_work.discard(task)
+        self._metrics.messages_in_flight.set(len(self._in_work))
+        self._freed.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("a delivery was left to its lease", exc_info=error)
+
+    async def _handle(self, delivery: Delivery) -> None:
+        """Work on one delivery and settle it. Its log lines carry the message's id, and the bid once it is known."""
+        structlog.contextvars.clear_contextvars()
+        started = time.monotonic()
+        try:
+            disposition = await self._disposition(delivery)
+        except LeaseLost as exc:
+            self._log.warning("given up", error=str(exc))
+            delivery.abandon()
+            return
+        except asyncio.CancelledError:
+            with suppress(QueueError):
+                await delivery.settle(Retry(0))
+            raise
+        outcome = type(disposition).__name__.lower()
+        self._metrics.message_process_seconds.labels(route="default", outcome=outcome).observe(
+            time.monotonic() - started
+        )
+        try:
+            await delivery.settle(disposition)
+        except QueueError as exc:
+            self._log.warning("not settled; the message comes back", outcome=outcome, error=str(exc))
+            return
+        self._count(disposition, outcome)
+
+    async def _disposition(self, delivery: Delivery) -> Disposition:
+        try:
+            return await self._pipeline.process(delivery)
+        except LeaseLost:
+            raise
+        except Exception as exc:  # noqa: BLE001 - decide() is where every failure ends
+            message = delivery.message
+            disposition = decide(exc, message.receive_count, self._retry, self._random)
+            self._log.warning(
+                "message failed",
+                message=message.id,
+                attempt=message.receive_count,
+                error=str(exc),
+                fate=str(disposition),
+                exc_info=exc if _unforeseen(exc) else None,
+            )
+            return disposition
+
+    def _count(self, disposition: Disposition, outcome: str) -> None:
+        self._metrics.messages_settled.labels(queue=self._queue.name, outcome=outcome).inc()
+        self._metrics.last_progress_timestamp.set_to_current_time()
+        if isinstance(disposition, Ack):
+            self.progress.acked += 1
+        elif isinstance(disposition, Dead):
+            self.progress.dead += 1
+        else:
+            self.progress.retried += 1
+
+    async def _is_idle(self) -> bool:
+        """Nothing waits, is in work or comes back, and every completion is out. Looked at twice: queues approximate."""
+        for _ in range(2):
+            if self._in_work or not (await self._queue.depth()).idle or await self._ledger.pending():
+                return False
+            await asyncio.sleep(0.05)
+        return True
+
+    async def _drain(self) -> None:
+        """Finish what is in work; give back, by the deadline, what is not finished."""
+        if self._in_work:
+            self._log.info("draining", in_work=len(self._in_work), seconds=self._settings.drain_timeout)
+            await asyncio.wait(self._in_work, timeout=self._settings.drain_timeout)
+        for task in self._in_work:
+            task.cancel()
+        if self._in_work:
+            await asyncio.wait(self._in_work)
+
+    async def _announce_rest(self) -> None:
+        """Publish what is due before leaving, so that completions need not wait for the next worker."""
+        try:
+            while await self._relay.announce_due():
+                pass
+        except LedgerError as exc:
+            self._log.warning("completions left for the next worker", error=str(exc))
+
+    async def _tick(self) -> None:
+        """Tell the health thread that the event loop turns, and how late."""
+        loop = asyncio.get_running_loop()
+        while True:
+            expected = loop.time() + _TICK
+            await asyncio.sleep(_TICK)
+            self._metrics.event_loop_lag_seconds.set(max(0.0, loop.time() - expected))
+            self._health.tick()
+
+    async def _refresh_gauges(self) -> None:
+        while True:
+            try:
+                self._metrics.refresh(await self._ledger.summary())
+            except LedgerError as exc:
+                self._log.warning("gauges not refreshed", error=str(exc))
+            await asyncio.sleep(_GAUGES_EVERY)
+
+    @staticmethod
+    def _background(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.create_task(work, name=name)
+
+
+async def _within(seconds: float, waiting: Coroutine[Any, Any, Any]) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(waiting, seconds)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def _unforeseen(error: Exception) -> bool:
+    """Whether the error needs a traceback: it is none of the kinds the rooms promise to raise."""
+    return not isinstance(error, (HandlerError, StorageError, LedgerError, QueueError))

@@ -1,0 +1,93 @@
+"""Re-reads what the ledger says is stored and compares every digest. Behind `transload verify` and `transload demo`."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from backends.base import StorageBackend
+from backends.errors import StorageError
+from worker.ledger.base import BundleRecord, Ledger, StoredObject
+
+
+@dataclass(slots=True)
+class Verification:
+    """What was found. Sizes are bytes."""
+
+    bid: str
+    objects: int = 0
+    size: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything is as the ledger says."""
+        return not self.problems
+
+
+async def verify(
+    bundle: BundleRecord,
+    ledger: Ledger,
+    targets: Mapping[str, StorageBackend],
+    checked: Callable[[StoredObject], None],
+) -> Verification:
+    """Read every object of the bundle, and its manifests once it was published. `checked` is called after each object."""
+    result = Verification(bundle.bid)
+    listed: dict[str, dict[str, str]] = {place.target: {} for place in bundle.targets}
+    async for resource in ledger.resources(bundle.bid):
+        for stored in resource.objects:
+            if not resource.late:
+                listed[stored.target][stored.key] = stored.sha256
+            await _check_object(stored, targets, result)
+            checked(stored)
+    if bundle.state == "published":
+        for place in bundle.targets:
+            if (target := targets.get(place.target)) is not None:
+                await _check_manifest(place.manifest_key, listed[place.target], target, result)
+    return result
+
+
+async def _check_object(
+    stored: StoredObject, targets: Mapping[str, StorageBackend], result: Verification
+) -> None:
+    result.objects += 1
+    target = targets.get(stored.target)
+    if target is None:
+        result.problems.append(f"{stored.key}: target {stored.target!r} is not configured any more")
+        return
+    size, digest = 0, sha256()
+    try:
+        async for chunk in _chunks(target, stored.key):
+            size += len(chunk)
+            digest.update(chunk)
+    except StorageError as exc:
+        result.problems.append(f"{stored.key}: {exc}")
+        return
+    result.size += size
+    if size != stored.size:
+        result.problems.append(f"{stored.key}: has {size} bytes, the ledger says {stored.size}")
+    elif digest.hexdigest() != stored.sha256:
+        result.problems.append(
+            f"{stored.key}: has SHA-256 {digest.hexdigest()}, the ledger says {stored.sha256}"
+        )
+
+
+async def _check_manifest(
+    key: str, listed: Mapping[str, str], target: StorageBackend, result: Verification
+) -> None:
+    try:
+        content = json.loads(b"".join([chunk async for chunk in _chunks(target, key)]))
+        found = {entry["key"]: entry["sha256"] for entry in content["resources"]}
+    except StorageError as exc:
+        result.problems.append(f"{key}: {exc}")
+    except (ValueError, LookupError, TypeError):
+        result.problems.append(f"{key}: is not a manifest")
+    else:
+        if found != listed:
+            result.problems.append(f"{key}: lists other objects than the ledger")
+
+
+async def _chunks(target: StorageBackend, key: str) -> AsyncIterator[bytes]:
+    async with target.open(key) as chunks:
+        async for chunk in chunks:
+            yield chunk
