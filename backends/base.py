@@ -85,6 +85,11 @@ class StorageBackend(Protocol):
     Options: ClassVar[type[BackendOptions]]
     features: ClassVar[Features]
 
+    @classmethod
+    def location_of(cls, options: BackendOptions) -> str:
+        """The `location` of a backend with these options, told without connecting."""
+        ...
+
     @property
     def location(self) -> str:
         """The URL every key of this backend hangs under, ending in `/`: `s3://bucket/`, `file:///root/`."""

@@ -6,7 +6,7 @@ Used by the ledger (group commit, grouped look-ups) and by queue adapters (batch
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,7 +50,6 @@ class Batcher(Generic[Item, Result]):
         if len(self._runners) < self._parallel:
             runner = asyncio.create_task(self._run(), name=self._name)
             self._runners.add(runner)
-            runner.add_done_callback(self._runners.discard)
         return await future
 
     async def aclose(self) -> None:
@@ -60,18 +59,26 @@ class Batcher(Generic[Item, Result]):
             await asyncio.wait(set(self._runners))
 
     async def _run(self) -> None:
-        # One turn of the loop lets every caller that is ready now join the first batch.
-        await asyncio.sleep(self._linger)
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(self._limit, len(self._waiting)))]
-            try:
-                results: Sequence[Result | BaseException] = await self._flush([item for item, _ in batch])
-            except Exception as exc:  # noqa: BLE001 - it is not swallowed: every caller of the batch gets it
-                results = [exc] * len(batch)
-            for (_, future), result in zip(batch, results, strict=True):
-                if future.done():
-                    continue
-                if isinstance(result, BaseException):
-                    future.set_exception(result)
-                else:
-                    future.set_result(result)
+        try:
+            # One turn of the loop lets every caller that is ready now join the first batch.
+            await asyncio.sleep(self._linger)
+            while self._waiting:
+                await self._flush_one_batch()
+        finally:
+            # Here and not in a done callback: between the last look at `_waiting` and this line nobody can submit, while
+            # a callback runs a turn later, and what came in meanwhile would wait for ever.
+            self._runners.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _flush_one_batch(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(self._limit, len(self._waiting)))]
+        try:
+            results: Sequence[Result | BaseException] = await self._flush([item for item, _ in batch])
+        except Exception as exc:  # noqa: BLE001 - it is not swallowed: every caller of the batch gets it
+            results = [exc] * len(batch)
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)

@@ -7,11 +7,11 @@ opposite order, also when the next one fails.
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 
 from backends.base import StorageBackend
 from backends.registry import BACKENDS
 from handlers.bundle_closed import BundleClosedHandler
+from handlers.dispatch import Handlers
 from handlers.layouts import oc_layout
 from handlers.plan import Route, StagingSource, Target
 from handlers.resource_fetched import ResourceFetchedHandler
@@ -30,14 +30,6 @@ from worker.queues.registry import QUEUES
 from worker.relay import Relay, RelaySettings
 from worker.service import Service, ServiceSettings
 from worker.settings import Settings
-
-
-@dataclass(frozen=True, slots=True)
-class Handlers:
-    """The deciding half: made from settings alone, nothing is connected."""
-
-    resource_fetched: ResourceFetchedHandler
-    bundle_closed: BundleClosedHandler
 
 
 def make_handlers(settings: Settings) -> Handlers:
@@ -78,11 +70,9 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             random=random.random,
             metrics=metrics,
         )
-        handlers = make_handlers(settings)
         pipeline = Pipeline(
             ledger=ledger,
-            resource_fetched=handlers.resource_fetched,
-            bundle_closed=handlers.bundle_closed,
+            handlers=make_handlers(settings),
             staging=staging,
             targets=targets,
             max_message_bytes=settings.worker.max_message_bytes,

@@ -108,9 +108,7 @@ def run(
             return service
 
     done = _run(work()).progress
-    render.say(
-        f"{done.acked} messages done, {done.completed} bundles completed, {done.retried} retries, {done.dead} dead letters"
-    )
+    render.say(f"{done.acked} messages done, {done.retried} retries, {done.dead} dead letters")
 
 
 @app.command()

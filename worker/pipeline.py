@@ -9,12 +9,11 @@ import structlog
 
 from backends.base import StorageBackend
 from backends.errors import Conflict
-from handlers.bundle_closed import BundleClosedHandler
+from handlers.dispatch import Handlers
 from handlers.errors import Refused
 from handlers.execute import Placement, execute
-from handlers.messages import BundleClosed, Command, decode
+from handlers.messages import Command, decode
 from handlers.plan import ClosePlan, Plan, StorePlan
-from handlers.resource_fetched import ResourceFetchedHandler
 from worker.delivery import Delivery
 from worker.ledger.base import Close, Entry, Ledger, Recorded, StoredObject, StoredResource
 from worker.queues.base import Ack, Disposition
@@ -27,8 +26,7 @@ class Pipeline:
         self,
         *,
         ledger: Ledger,
-        resource_fetched: ResourceFetchedHandler,
-        bundle_closed: BundleClosedHandler,
+        handlers: Handlers,
         staging: Mapping[str, StorageBackend],
         targets: Mapping[str, StorageBackend],
         max_message_bytes: int,
@@ -36,8 +34,7 @@ class Pipeline:
     ) -> None:
         """`on_complete` is called when a bundle was completed here. `staging` and `targets` hold a connected backend for every name the handlers plan with."""
         self._ledger = ledger
-        self._resource_fetched = resource_fetched
-        self._bundle_closed = bundle_closed
+        self._handlers = handlers
         self._staging = staging
         self._targets = targets
         self._max_message_bytes = max_message_bytes
@@ -53,18 +50,12 @@ class Pipeline:
         structlog.contextvars.bind_contextvars(bid=command.bundle.bid)
         if recorded := await self._ledger.find(command.id):
             return self._known(command, recorded)
-        plan = self.plan(command)
+        plan = self._handlers.plan(command)
         async with delivery.kept_alive():
             placements = await self._execute(plan)
         outcome = await self._ledger.record(_entry(plan, placements))
         self._tell(command, outcome)
         return Ack()
-
-    def plan(self, command: Command) -> Plan:
-        """What is to be done, without doing it. Raises `Refused`."""
-        if isinstance(command, BundleClosed):
-            return self._bundle_closed.plan(command)
-        return self._resource_fetched.plan(command)
 
     async def _execute(self, plan: Plan) -> tuple[Placement, ...]:
         if isinstance(plan, ClosePlan):

@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from backends.errors import StorageError
+from backends.errors import IntegrityError, StorageError
 from handlers.errors import HandlerError
 from worker.delivery import Delivery, LeaseKeeper, LeaseLost
 from worker.disposition import RetryPolicy, decide
@@ -30,7 +30,7 @@ _TICK = 0.5
 _GAUGES_EVERY = 5.0
 _PAUSE_AFTER_QUEUE_ERROR = 2.0
 _LONGEST_POLL = 20.0
-_SHORT_POLL = 0.25
+_SHORT_POLL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,6 @@ class Progress:
     acked: int = 0
     retried: int = 0
     dead: int = 0
-    completed: int = 0
 
 
 class Service:
@@ -137,6 +136,10 @@ class Service:
         self._health.queue_reachable = True
         self._health.received()
         self._metrics.messages_received.labels(queue=self._queue.name).inc(len(messages))
+        now = time.time()
+        for message in messages:
+            if message.sent_at is not None:
+                self._metrics.message_queue_age_seconds.observe(max(0.0, now - message.sent_at))
         return messages
 
     async def _room(self) -> int:
@@ -194,6 +197,8 @@ class Service:
             raise
         except Exception as exc:  # noqa: BLE001 - decide() is where every failure ends
             message = delivery.message
+            if isinstance(exc, IntegrityError):
+                self._metrics.integrity_failures.inc()
             disposition = decide(exc, message.receive_count, self._retry, self._random)
             self._log.warning(
                 "message failed",

@@ -1,0 +1,132 @@
+"""One write and one read of the file backend, step by step: every method blocks. Called by `backends.file` only."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+
+from backends.base import CHUNK_SIZE, Receipt
+from backends.errors import Conflict, NotFound, Unavailable
+from backends.file_tree import Tree
+
+
+class _Stopped(Exception):
+    """The writer was cancelled before its commit; nobody waits for this."""
+
+
+class Upload:
+    """One write, for the threads: `append` any number of times, then `finish`; `discard` when either failed."""
+
+    def __init__(self, tree: Tree, key: str) -> None:
+        self._tree = tree
+        self._key = key
+        self._parent, _, self._name = key.rpartition("/")
+        self._temporary = tree.temporary()
+        self._directory = -1
+        self._file = -1
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._stopped = False
+
+    @property
+    def started(self) -> bool:
+        return self._directory >= 0
+
+    def stop(self) -> None:
+        """Called from the event loop while `finish` runs: do not commit if that has not happened yet."""
+        self._stopped = True
+
+    def append(self, pieces: Sequence[bytes]) -> None:
+        if self._directory < 0:
+            self._directory = self._tree.directory(self._parent, create=True)
+            self._file = self._tree.create(self._directory, self._temporary)
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._digest.update(data)
+        self._size += len(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._file, rest) :]
+
+    def finish(self, pieces: Sequence[bytes]) -> Receipt:
+        self.append(pieces)
+        os.fsync(self._file)
+        self._close_file()
+        self._go_on()
+        created = self._tree.link(self._directory, self._temporary, self._name)
+        if not created:
+            self._compare()
+        # A sweep that thought this write dead may have been faster.
+        with suppress(FileNotFoundError):
+            os.unlink(self._temporary, dir_fd=self._directory)
+        # Also when the object was there before: its writer may have died between its commit and this.
+        self._tree.sync(self._directory, self._parent)
+        self._close_directory()
+        return Receipt(self._key, self._size, self._digest.hexdigest(), created=created)
+
+    def discard(self) -> None:
+        """Remove what is left of an unfinished write. What cannot be removed now is left to the sweep."""
+        if self._directory >= 0:
+            with suppress(OSError):
+                os.unlink(self._temporary, dir_fd=self._directory)
+        with suppress(OSError):
+            self._close_file()
+        self._close_directory()
+
+    def _compare(self) -> None:
+        """Return when the object under the key equals what was written, having made it durable; else `Conflict`."""
+        file, size = self._tree.open_object(self._key)
+        try:
+            digest = hashlib.sha256()
+            while size == self._size and (piece := os.read(file, CHUNK_SIZE)):
+                digest.update(piece)
+                self._go_on()
+            if size != self._size or digest.digest() != self._digest.digest():
+                raise Conflict(f"{self._tree.root}: another object lies under {self._key!r}")
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+    def _go_on(self) -> None:
+        if self._stopped:
+            raise _Stopped
+
+    def _close_file(self) -> None:
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+    def _close_directory(self) -> None:
+        directory, self._directory = self._directory, -1
+        if directory >= 0:
+            os.close(directory)
+
+
+class Reader:
+    """One read, for the threads: `open` gives the first chunk, `read` the next ones while `remaining`."""
+
+    def __init__(self, tree: Tree, key: str) -> None:
+        self._tree = tree
+        self._key = key
+        self._file = -1
+        self.remaining = 0
+
+    def open(self) -> bytes:
+        try:
+            self._file, self.remaining = self._tree.open_object(self._key)
+        except (IsADirectoryError, NotADirectoryError) as exc:
+            raise NotFound(f"{self._tree.root}: no object {self._key!r}") from exc
+        return self.read()
+
+    def read(self) -> bytes:
+        data = os.read(self._file, min(CHUNK_SIZE, self.remaining)) if self.remaining else b""
+        if self.remaining and not data:
+            raise Unavailable(f"{self._tree.root}: {self._key!r} was cut short while it was read")
+        self.remaining -= len(data)
+        if not self.remaining:
+            self.close()
+        return data
+
+    def close(self) -> None:
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)

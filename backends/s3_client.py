@@ -1,0 +1,138 @@
+"""The two clients of one bucket, configured alike. Used by backends/s3.py only.
+
+botocore resolves endpoint, region, certificates and credentials, once; obstore is told what it found, and so never looks
+at the environment by itself.
+"""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
+from obstore.store import S3Store
+from pydantic import Field, SecretStr, model_validator
+
+from backends.base import BackendOptions
+from backends.errors import PermissionDenied
+
+if TYPE_CHECKING:  # obstore has these names for type checkers only
+    from obstore.store import ClientConfig, S3Credential
+
+_CREDENTIAL_MINUTES = 10
+
+
+class S3Options(BackendOptions):
+    """How to reach one bucket. Without keys or a profile, botocore's usual chain finds the credentials."""
+
+    bucket: str = Field(pattern=r"^[A-Za-z0-9._-]{3,255}$", description="Name of the bucket; it must exist.")
+    region: str | None = Field(
+        default=None, description="AWS region; by default from the profile or environment."
+    )
+    endpoint_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s/]+",
+        description="URL of an S3-compatible store; unset for AWS.",
+    )
+    access_key_id: str | None = Field(
+        default=None, description="Access key; together with `secret_access_key`."
+    )
+    secret_access_key: SecretStr | None = Field(default=None, description="Secret key.")
+    session_token: SecretStr | None = Field(default=None, description="Session token of temporary keys.")
+    profile: str | None = Field(default=None, description="Profile of the AWS configuration files.")
+    path_style: bool | None = Field(
+        default=None,
+        description="Bucket in the path instead of the host name; by default iff `endpoint_url` is set.",
+    )
+    checksums: Literal["when_supported", "when_required"] = Field(
+        default="when_supported",
+        description="`when_required` for stores that refuse checksum headers; the payload is signed instead.",
+    )
+    part_size: int = Field(
+        default=8 << 20, ge=5 << 20, le=512 << 20, description="Bytes of a part; smaller objects are one PUT."
+    )
+    max_concurrency: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="Parts of one write in flight; a write needs about twice `part_size` times this in memory.",
+    )
+    max_connections: int = Field(default=64, ge=1, description="Connections of aiobotocore's pool.")
+    connect_timeout: float = Field(default=5.0, gt=0, description="Seconds to connect.")
+    read_timeout: float = Field(
+        default=60.0, gt=0, description="Seconds without a byte before a request has failed."
+    )
+
+    @model_validator(mode="after")
+    def _whole_keys(self) -> Self:
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            raise ValueError("access_key_id and secret_access_key go together")
+        if self.session_token is not None and self.access_key_id is None:
+            raise ValueError("session_token needs access_key_id and secret_access_key")
+        return self
+
+    @property
+    def by_path(self) -> bool:
+        """The effective `path_style`. A dot in the bucket's name breaks the certificate of its host name."""
+        return (
+            self.path_style if self.path_style is not None else bool(self.endpoint_url) or "." in self.bucket
+        )
+
+
+def client_config(options: S3Options) -> AioConfig:
+    """For aiobotocore: timeouts, checksums, and the SDK's own retries."""
+    by_name = {"addressing_style": "path" if options.by_path else "virtual"}
+    # Without a checksum only a signed payload lets the store notice damage on the way.
+    signed = {"payload_signing_enabled": True} if options.checksums == "when_required" else {}
+    return AioConfig(
+        s3={**by_name, **signed},
+        request_checksum_calculation=options.checksums,
+        response_checksum_validation="when_required",
+        max_pool_connections=options.max_connections,
+        connect_timeout=options.connect_timeout,
+        read_timeout=options.read_timeout,
+        retries={"mode": "standard", "total_max_attempts": 4},
+    )
+
+
+def store_for(options: S3Options, session: AioSession, client: Any) -> S3Store:
+    """The same bucket for obstore: the same endpoint, region, certificates and credentials as aiobotocore's."""
+
+    async def credentials() -> "S3Credential":
+        found = await session.get_credentials()
+        if found is None:
+            raise PermissionDenied(f"no credentials for bucket {options.bucket}; configure keys or a profile")
+        frozen = await found.get_frozen_credentials()
+        # botocore renews well before the end; asking it again every few minutes costs nothing and needs no clock of ours.
+        until = datetime.now(UTC) + timedelta(minutes=_CREDENTIAL_MINUTES)
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": until,
+        }
+
+    endpoint: str = client.meta.endpoint_url
+    scheme, _, host = endpoint.partition("://")
+    region = client.meta.region_name
+    transport: ClientConfig = {
+        "allow_http": scheme == "http",
+        "connect_timeout": timedelta(seconds=options.connect_timeout),
+        "read_timeout": timedelta(seconds=options.read_timeout),
+        # The whole of a request: a slow reader of a large object is no failure.
+        "timeout": timedelta(days=1),
+    }
+    authority = session.get_config_variable("ca_bundle")
+    if authority:
+        transport["root_certificate"] = Path(authority).read_bytes()
+    extra: dict[str, Any] = {"checksum_algorithm": "SHA256"} if options.checksums == "when_supported" else {}
+    return S3Store(
+        options.bucket,
+        endpoint=endpoint if options.by_path else f"{scheme}://{options.bucket}.{host}",
+        region="us-east-1" if region in {None, "aws-global"} else region,
+        virtual_hosted_style_request=not options.by_path,
+        client_options=transport,
+        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=60)},
+        credential_provider=credentials,
+        **extra,
+    )

@@ -1,0 +1,101 @@
+"""S3's refusals as this room's errors. Used by backends/s3.py and backends/s3_multipart.py, nobody else.
+
+Two SDKs speak here: botocore (through aiobotocore) and obstore. Messages are built from the status and S3's error code
+only, because the text of an answer may repeat what the request carried (a session token, for one).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    InvalidPathError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
+
+from backends.errors import (
+    Conflict,
+    IntegrityError,
+    InvalidKey,
+    NotFound,
+    PermissionDenied,
+    StorageError,
+    Unavailable,
+    Unsupported,
+)
+
+SDK_ERRORS = (ClientError, BotoCoreError, BaseError, OSError)
+"""Everything the two SDKs raise; obstore's missing object is a `FileNotFoundError`, an `OSError`."""
+
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_STATUS = re.compile(r"status(?: code)?:? (\d{3})")
+_BY_CODE: Mapping[str, type[StorageError]] = MappingProxyType(
+    {
+        "AccessDenied": PermissionDenied,
+        "ExpiredToken": PermissionDenied,
+        "InvalidToken": PermissionDenied,
+        "BadDigest": IntegrityError,
+        "InvalidDigest": IntegrityError,
+        "XAmzContentSHA256Mismatch": IntegrityError,
+        "KeyTooLongError": InvalidKey,
+        "EntityTooLarge": Unsupported,
+        "MetadataTooLarge": Unsupported,
+        "NotImplemented": Unsupported,
+    }
+)
+_BY_TYPE: tuple[tuple[type[Exception], type[StorageError]], ...] = (
+    (NoCredentialsError, PermissionDenied),
+    (PartialCredentialsError, PermissionDenied),
+    (CredentialRetrievalError, PermissionDenied),
+    (ProfileNotFound, PermissionDenied),
+    (PermissionDeniedError, PermissionDenied),
+    (UnauthenticatedError, PermissionDenied),
+    (AlreadyExistsError, Conflict),
+    (PreconditionError, Conflict),
+    (InvalidPathError, InvalidKey),
+    (FileNotFoundError, NotFound),
+)
+_BY_STATUS: Mapping[int, type[StorageError]] = MappingProxyType(
+    {401: PermissionDenied, 403: PermissionDenied, 404: NotFound, 412: Conflict}
+)
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """Run one SDK call. `doing` says what and where: `write s3://bucket/key`."""
+    try:
+        yield
+    except SDK_ERRORS as exc:
+        raise _translate(exc, doing) from exc
+
+
+def _translate(exc: Exception, doing: str) -> StorageError:
+    status, code = _answer(exc)
+    said = f"S3 could not {doing}: {code or type(exc).__name__}" + (f" (HTTP {status})" if status else "")
+    by_type = next((kind for sdk, kind in _BY_TYPE if isinstance(exc, sdk)), None)
+    kind = _BY_CODE.get(code) or by_type or _BY_STATUS.get(status, Unavailable)
+    return kind(said)
+
+
+def _answer(exc: Exception) -> tuple[int, str]:
+    """Status and error code of S3's answer; 0 and an empty code where there was none."""
+    if isinstance(exc, ClientError):
+        status = int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        code = str(exc.response.get("Error", {}).get("Code", ""))
+        return status, "" if code.isdigit() else code
+    text = str(exc)
+    status_found, code_found = _STATUS.search(text), _CODE.search(text)
+    return int(status_found[1]) if status_found else 0, code_found[1] if code_found else ""

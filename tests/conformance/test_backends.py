@@ -1,0 +1,51 @@
+"""Runs the suite for every storage backend that is registered."""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from backends.base import StorageBackend
+from backends.file import FileBackend, FileOptions
+from backends.memory import MemoryBackend, MemoryOptions
+from backends.registry import BACKENDS
+from tests.conformance.backends import BackendConformance
+from tests.support.s3 import s3_backend
+
+
+@asynccontextmanager
+async def file_backend(request: pytest.FixtureRequest) -> AsyncIterator[StorageBackend]:
+    directory: Path = request.getfixturevalue("tmp_path")
+    backend = await FileBackend.connect(FileOptions(root=directory / "root"))
+    yield backend
+    await backend.aclose()
+
+
+@asynccontextmanager
+async def memory_backend(_: pytest.FixtureRequest) -> AsyncIterator[StorageBackend]:
+    backend = await MemoryBackend.connect(MemoryOptions())
+    yield backend
+    await backend.aclose()
+
+
+ADAPTERS: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[StorageBackend]]] = (
+    MappingProxyType({"file": file_backend, "memory": memory_backend, "s3": s3_backend})
+)
+
+
+class TestBackends(BackendConformance):
+    @pytest.fixture(params=sorted(ADAPTERS))
+    async def backend(self, request: pytest.FixtureRequest) -> AsyncIterator[StorageBackend]:
+        async with ADAPTERS[request.param](request) as backend:
+            yield backend
+
+
+def test_every_registered_backend_is_in_the_suite() -> None:
+    assert set(ADAPTERS) == set(BACKENDS.entries)
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTERS))
+def test_a_registered_name_loads_what_the_suite_tests(name: str) -> None:
+    assert BACKENDS.load(name).Options.model_config["frozen"]

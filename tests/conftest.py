@@ -1,0 +1,60 @@
+"""What every test may use: the real services, started when the first test asks for one, and the table at the end."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.localstack import LocalStack, LocalStackEndpoint
+from tests.support.services import Board, NotAvailable, Running, Service
+
+BOARD = pytest.StashKey[Board]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[BOARD] = Board()
+    # A developer's profile, endpoint or proxy must neither reach the tests nor be reached by them.
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    os.environ |= {
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, ["127.0.0.1,localhost,::1", os.environ.get(name)]))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[BOARD].stop()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not session.config.stash[BOARD].complete and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    terminalreporter.section("services")
+    for line in config.stash[BOARD].table():
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture(autouse=True)
+def _counted(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Count the test for every service it used, asked for by name or on the way."""
+    yield
+    request.config.stash[BOARD].count(request.fixturenames)
+
+
+@pytest.fixture(scope="session")
+def localstack(request: pytest.FixtureRequest) -> LocalStackEndpoint:
+    """S3, SQS, SNS, KMS and STS. Names (buckets, queues) are the test's to make random: the server is shared."""
+    return LocalStackEndpoint(_demand(request, LocalStack()).endpoint_url)
+
+
+def _demand(request: pytest.FixtureRequest, service: Service) -> Running:
+    try:
+        return request.config.stash[BOARD].demand(service)
+    except NotAvailable as exc:
+        pytest.fail(f"{service.name} is not available: {exc}\nget it with: {exc.command}", pytrace=False)

@@ -1,0 +1,129 @@
+"""A server process that cannot outlive the test run that started it.
+
+`Server.start` runs the command under a keeper: this same file as a script, which holds the read end of a pipe whose
+write end only the test run has. The pipe closes however the run ends - normally, by Ctrl-C, by SIGKILL - and then the
+keeper stops the server's process group, with TERM first and KILL after a grace. Used by tests/support/localstack.py.
+
+Standard library only: the keeper runs without the project's packages.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Self
+
+GRACE = 10.0
+"""Seconds between TERM and KILL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server: its keeper, and where its output goes."""
+
+    keeper: "subprocess.Popen[bytes]"
+    log: Path
+
+    @classmethod
+    def start(
+        cls,
+        command: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str],
+        hold: Sequence[IO[str]] = (),
+    ) -> Self:
+        """Start `command` in a process group of its own. `hold` are lock files that stay locked until it has ended."""
+        with log.open("wb") as output:
+            keeper = subprocess.Popen(
+                [sys.executable, "-I", __file__, *command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                start_new_session=True,
+                pass_fds=[file.fileno() for file in hold],
+            )
+        return cls(keeper, log)
+
+    @property
+    def alive(self) -> bool:
+        return self.keeper.poll() is None
+
+    def stop(self) -> None:
+        """Close the pipe and wait until the whole group is gone. Calling it twice is harmless."""
+        if self.keeper.stdin is not None:
+            self.keeper.stdin.close()
+        self.keeper.wait(GRACE * 2)
+
+    def last_lines(self, count: int = 15) -> str:
+        """The end of the log, for the message that says why the server did not start."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def keep(command: Sequence[str]) -> int:
+    """Run `command` until it ends or standard input closes, then leave nothing of its group behind."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Only the pipe decides: a Ctrl-C meant for pytest must not race with its orderly end.
+        signal.signal(number, signal.SIG_IGN)
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        restore_signals=True,
+        # An ignored signal stays ignored across exec, and TERM has to reach the server.
+        preexec_fn=_default_signals,  # noqa: PLW1509 - the keeper has one thread
+    )
+    os.set_blocking(0, False)
+    while child.poll() is None and not _closed():
+        time.sleep(0.05)
+    deadline = time.monotonic() + GRACE
+    _signal_group(child.pid, signal.SIGTERM)
+    while time.monotonic() < deadline and _group_exists(child):
+        time.sleep(0.05)
+    _signal_group(child.pid, signal.SIGKILL)
+    return child.wait()
+
+
+def _default_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _closed() -> bool:
+    try:
+        return os.read(0, 1) == b""
+    except BlockingIOError:
+        return False
+
+
+def _signal_group(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def _group_exists(leader: "subprocess.Popen[bytes]") -> bool:
+    leader.poll()  # reaps the leader, which would count as a member for as long as it is a zombie
+    try:
+        os.killpg(leader.pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(keep(sys.argv[1:]))

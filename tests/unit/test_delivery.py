@@ -1,0 +1,281 @@
+"""Leases: work under a lost one is cancelled and never let out as done; everybody else's cancellation stays theirs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from worker.delivery import Delivery, LeaseKeeper, LeaseLost
+from worker.metrics import Metrics
+from worker.queues.base import Ack, Disposition, Message, OutgoingMessage, QueueUnavailable, Retry
+from worker.queues.memory import MemoryOptions, MemoryQueue
+
+LEASE = 30.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FlakyQueue(MemoryQueue):
+    """The memory queue, whose calls fail while `down`, and which counts settles and extends."""
+
+    down = False
+    settled = 0
+    extended = 0
+
+    async def extend(self, messages: Sequence[Message]) -> Sequence[Message]:
+        self.extended += 1
+        if self.down:
+            raise QueueUnavailable("down")
+        return await super().extend(messages)
+
+    async def settle(self, message: Message, disposition: Disposition) -> bool:
+        self.settled += 1
+        if self.down:
+            raise QueueUnavailable("down")
+        return await super().settle(message, disposition)
+
+
+@pytest.fixture
+async def queue() -> AsyncIterator[FlakyQueue]:
+    queue = await FlakyQueue.connect(MemoryOptions(lease=LEASE))
+    yield queue
+    await queue.aclose()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def keeper(queue: FlakyQueue, clock: Clock) -> LeaseKeeper:
+    return LeaseKeeper(queue, Metrics(), clock)
+
+
+async def received(queue: FlakyQueue, keeper: LeaseKeeper, count: int = 1) -> Sequence[Delivery]:
+    await queue.send([OutgoingMessage(f"{number}".encode()) for number in range(count)])
+    return keeper.hold(await queue.receive(count, 1.0))
+
+
+async def work(delivery: Delivery, started: asyncio.Event, log: list[str]) -> None:
+    try:
+        async with delivery.kept_alive():
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                log.append("cleaned up")
+    except LeaseLost:
+        log.append("lost")
+
+
+async def take_over(queue: FlakyQueue, delivery: Delivery) -> Message:
+    """Another worker receives the message, as after a lease that ran out."""
+    await queue.settle(delivery.message, Retry(0))
+    (taken,) = await queue.receive(1, 1.0)
+    return taken
+
+
+async def test_work_under_a_held_lease_is_let_out(queue: FlakyQueue, keeper: LeaseKeeper) -> None:
+    (delivery,) = await received(queue, keeper)
+    assert (delivery.body, delivery.held, len(keeper)) == (b"0", True, 1)
+    async with delivery.kept_alive():
+        await keeper.renew()
+    assert await delivery.settle(Ack())
+    assert len(keeper) == 0
+    assert (await queue.depth()).idle
+
+
+async def test_case_23_a_lost_lease_cancels_the_work(queue: FlakyQueue, keeper: LeaseKeeper) -> None:
+    one, other = await received(queue, keeper, 2)
+    started, log = asyncio.Event(), list[str]()
+    task = asyncio.create_task(work(one, started, log))
+    await started.wait()
+    await take_over(queue, one)
+    await keeper.renew()
+    await task
+    assert log == ["cleaned up", "lost"]
+    assert not one.held
+    assert other.held
+    assert len(keeper) == 1
+    assert task.cancelling() == 0, "the task goes on as if nobody had cancelled it"
+
+
+async def test_a_lost_lease_is_not_let_out_even_when_the_work_was_quicker(
+    queue: FlakyQueue, keeper: LeaseKeeper
+) -> None:
+    (delivery,) = await received(queue, keeper)
+    delivery.lose()
+    with pytest.raises(LeaseLost):
+        async with delivery.kept_alive():
+            pytest.fail("began under a lost lease")
+
+
+async def test_case_23_a_stalled_process_notices_by_its_clock(
+    queue: FlakyQueue, keeper: LeaseKeeper, clock: Clock
+) -> None:
+    """Stopped for longer than the lease: nobody has told us yet, and still nothing may be committed."""
+    (delivery,) = await received(queue, keeper)
+    done = False
+    with pytest.raises(LeaseLost):
+        async with delivery.kept_alive():
+            clock.now += LEASE + 0.1
+            done = True
+    assert done
+    assert not delivery.held
+
+
+async def test_a_renewal_counts_from_when_it_was_asked_for(
+    queue: FlakyQueue, keeper: LeaseKeeper, clock: Clock
+) -> None:
+    (delivery,) = await received(queue, keeper)
+    clock.now += LEASE - 1
+    await keeper.renew()
+    clock.now += LEASE - 1
+    assert delivery.held
+    clock.now += 2
+    assert not delivery.held
+
+
+async def test_a_slow_renewal_gives_no_time_that_has_passed(queue: FlakyQueue, clock: Clock) -> None:
+    class Slow(FlakyQueue):
+        async def extend(self, messages: Sequence[Message]) -> Sequence[Message]:
+            lost = await super().extend(messages)
+            clock.now += LEASE + 1
+            return lost
+
+    slow = await Slow.connect(MemoryOptions(lease=LEASE))
+    keeper = LeaseKeeper(slow, Metrics(), clock)
+    (delivery,) = await received(slow, keeper)
+    await keeper.renew()
+    assert not delivery.held
+    await slow.aclose()
+
+
+async def test_case_41_a_failing_renewal_loses_only_what_has_run_out(
+    queue: FlakyQueue, keeper: LeaseKeeper, clock: Clock
+) -> None:
+    (delivery,) = await received(queue, keeper)
+    started, log = asyncio.Event(), list[str]()
+    task = asyncio.create_task(work(delivery, started, log))
+    await started.wait()
+    queue.down = True
+    clock.now += LEASE / 2
+    await keeper.renew()
+    assert delivery.held
+    assert not task.done()
+    clock.now += LEASE
+    await keeper.renew()
+    await task
+    assert log == ["cleaned up", "lost"]
+    assert len(keeper) == 0
+
+
+async def test_an_external_cancel_stays_a_cancel(queue: FlakyQueue, keeper: LeaseKeeper) -> None:
+    (delivery,) = await received(queue, keeper)
+    started, log = asyncio.Event(), list[str]()
+    task = asyncio.create_task(work(delivery, started, log))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert log == ["cleaned up"]
+    assert delivery.held
+
+
+@pytest.mark.parametrize("lost_first", [True, False])
+async def test_an_external_cancel_stays_one_when_the_lease_is_lost_too(
+    queue: FlakyQueue, keeper: LeaseKeeper, lost_first: bool
+) -> None:
+    (delivery,) = await received(queue, keeper)
+    started, log = asyncio.Event(), list[str]()
+    task = asyncio.create_task(work(delivery, started, log))
+    await started.wait()
+    for step in (delivery.lose, task.cancel) if lost_first else (task.cancel, delivery.lose):
+        step()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert log == ["cleaned up"]
+
+
+async def test_a_timeout_around_the_work_stays_a_timeout(queue: FlakyQueue, keeper: LeaseKeeper) -> None:
+    (delivery,) = await received(queue, keeper)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0), delivery.kept_alive():
+            await asyncio.Event().wait()
+    assert delivery.held
+
+
+async def test_what_the_work_raises_comes_out(queue: FlakyQueue, keeper: LeaseKeeper) -> None:
+    (delivery,) = await received(queue, keeper)
+    with pytest.raises(KeyError):
+        async with delivery.kept_alive():
+            raise KeyError("x")
+    delivery.lose()
+    await asyncio.sleep(0)
+
+
+async def test_losing_a_lease_outside_the_work_cancels_nobody(
+    queue: FlakyQueue, keeper: LeaseKeeper
+) -> None:
+    (delivery,) = await received(queue, keeper)
+    async with delivery.kept_alive():
+        pass
+    delivery.lose()
+    await asyncio.sleep(0)
+    assert not delivery.held
+
+
+async def test_settled_once_and_no_longer_renewed(queue: FlakyQueue, keeper: LeaseKeeper) -> None:
+    one, other = await received(queue, keeper, 2)
+    assert await one.settle(Ack())
+    assert not await one.settle(Ack())
+    assert len(keeper) == 1
+    await other.settle(Ack())
+    await keeper.renew()
+    assert queue.extended == 0
+
+
+async def test_case_24_a_stale_handle_settles_nothing(queue: FlakyQueue, keeper: LeaseKeeper) -> None:
+    (delivery,) = await received(queue, keeper)
+    taken = await take_over(queue, delivery)
+    assert not await delivery.settle(Ack())
+    assert len(keeper) == 0
+    assert await queue.settle(taken, Ack()), "the other worker's message is still there"
+
+
+async def test_a_settle_that_fails_stops_the_heartbeat(queue: FlakyQueue, keeper: LeaseKeeper) -> None:
+    (delivery,) = await received(queue, keeper)
+    queue.down = True
+    with pytest.raises(QueueUnavailable):
+        await delivery.settle(Ack())
+    assert len(keeper) == 0
+
+
+async def test_an_abandoned_delivery_is_not_settled(queue: FlakyQueue, keeper: LeaseKeeper) -> None:
+    (delivery,) = await received(queue, keeper)
+    delivery.abandon()
+    assert (len(keeper), queue.settled) == (0, 0)
+    assert (await queue.depth()).in_flight == 1
+
+
+async def test_case_21_the_keeper_renews_by_itself() -> None:
+    """Three times a lease, from the moment of receive, also what nobody works on yet."""
+    queue = await FlakyQueue.connect(MemoryOptions(lease=0.3))
+    keeper = LeaseKeeper(queue, Metrics())
+    (delivery,) = await received(queue, keeper)
+    running = asyncio.create_task(keeper.run())
+    async with asyncio.timeout(10):
+        while queue.extended < 4:
+            await asyncio.sleep(0.01)
+    assert delivery.held
+    assert await delivery.settle(Ack())
+    running.cancel()
+    await asyncio.wait([running])
+    await queue.aclose()

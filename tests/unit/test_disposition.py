@@ -1,0 +1,98 @@
+"""Every kind of failure has its fate, and only by what it is and how often it was tried."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backends import errors as storage
+from handlers.errors import HandlerError, PayloadMissing, Refused
+from worker.disposition import RetryPolicy, decide, reason_for
+from worker.ledger.base import LedgerCorrupt, LedgerError, LedgerUnavailable, SchemaMismatch
+from worker.queues.base import Dead, Retry
+
+POLICY = RetryPolicy(max_attempts=5, base=1.0, cap=60.0)
+
+
+def fate(error: Exception, attempt: int = 1) -> Dead | Retry:
+    decided = decide(error, attempt, POLICY, lambda: 0.0)
+    assert isinstance(decided, (Dead, Retry)), "a failure is never acknowledged"
+    return decided
+
+
+def test_what_is_refused_is_dead_at_once_with_its_own_reason() -> None:
+    assert fate(Refused("staging_not_allowed", "elsewhere")) == Dead("staging_not_allowed", "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (storage.Conflict("c"), "conflict"),
+        (storage.InvalidKey("k"), "storage_failed"),
+        (storage.Unsupported("u"), "storage_failed"),
+        (storage.MissingExtra("m"), "storage_failed"),
+        (HandlerError("h"), "internal_error"),
+    ],
+)
+def test_what_can_never_succeed_is_dead_at_once(error: Exception, reason: str) -> None:
+    assert fate(error) == Dead(reason, str(error))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (storage.NotFound("n"), "storage_failed"),
+        (storage.PermissionDenied("p"), "storage_failed"),
+        (storage.Unavailable("u"), "storage_failed"),
+        (storage.IntegrityError("i"), "integrity_mismatch"),
+        (PayloadMissing("m"), "payload_missing"),
+        (RuntimeError("nobody foresaw"), "internal_error"),
+        (KeyError("x"), "internal_error"),
+    ],
+)
+def test_case_28_what_may_pass_is_retried_so_often_and_no_more(error: Exception, reason: str) -> None:
+    for attempt in range(1, POLICY.max_attempts):
+        assert isinstance(fate(error, attempt), Retry)
+    for attempt in (POLICY.max_attempts, POLICY.max_attempts + 1, 1_000):
+        dead = fate(error, attempt)
+        assert isinstance(dead, Dead)
+        assert dead.reason == reason
+        assert str(error) in dead.detail
+        assert f"attempt {attempt} of 5" in dead.detail
+
+
+@pytest.mark.parametrize("error", [LedgerUnavailable("down"), SchemaMismatch("old"), LedgerCorrupt("torn")])
+def test_case_41_a_ledger_that_does_not_answer_kills_no_message(error: Exception) -> None:
+    for attempt in (1, 5, 6, 10_000):
+        assert isinstance(fate(error, attempt), Retry)
+
+
+def test_case_28_an_entry_the_ledger_refuses_is_given_up_in_the_end() -> None:
+    # `LedgerError` itself is what an answering database says about this very entry.
+    error = LedgerError("integer out of range")
+    assert isinstance(fate(error, 1), Retry)
+    assert isinstance(fate(error, POLICY.max_attempts), Dead)
+
+
+def test_every_error_of_the_tree_has_a_reason() -> None:
+    kinds = [kind for kind in vars(storage).values() if isinstance(kind, type)]
+    reasons = {reason_for(kind("x")) for kind in kinds if issubclass(kind, storage.StorageError)}
+    assert reasons == {"storage_failed", "integrity_mismatch", "conflict"}
+
+
+@given(attempt=st.integers(1, 10_000), drawn=st.floats(0, 1, exclude_max=True))
+def test_delays_stay_between_half_and_all_of_their_ceiling(attempt: int, drawn: float) -> None:
+    delay = POLICY.delay(attempt, lambda: drawn)
+    ceiling = min(60.0, 2.0 ** (attempt - 1)) if attempt < 10 else 60.0
+    assert ceiling / 2 <= delay <= ceiling
+
+
+def test_delays_double_up_to_the_cap() -> None:
+    delays = [POLICY.delay(attempt, lambda: 0.0) for attempt in range(1, 10)]
+    assert delays == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+
+
+def test_delays_of_one_burst_differ() -> None:
+    source = random.Random(1)
+    assert len({POLICY.delay(3, source.random) for _ in range(100)}) == 100

@@ -1,0 +1,153 @@
+"""The harness itself: what it reports, and that no server outlives its run."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.localstack import LocalStackEndpoint
+from tests.support.services import ROOT, Board, NotAvailable, Running, exclusive, fetch
+
+
+class Stub:
+    """A service that comes up, or does not."""
+
+    def __init__(self, name: str, outcome: Running | NotAvailable) -> None:
+        self.name = name
+        self.outcome = outcome
+        self.starts = 0
+        self.stops = 0
+
+    def start(self) -> Running:
+        self.starts += 1
+        if isinstance(self.outcome, NotAvailable):
+            raise self.outcome
+        return self.outcome
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_a_service_is_started_once_and_counted_per_test() -> None:
+    board, stub = Board(), Stub("thing", Running("http://127.0.0.1:1", "1.2", "started here"))
+    assert [board.demand(stub).version, board.demand(stub).version] == ["1.2", "1.2"]
+    board.count(["thing", "tmp_path"])
+    board.count(["tmp_path"])
+    board.stop()
+    assert (stub.starts, stub.stops) == (1, 1)
+    assert board.complete
+    assert any(line.split() == ["thing", "1.2", "started", "here", "1"] for line in board.table())
+
+
+def test_a_missing_service_fails_every_time_and_the_table_tells_the_command() -> None:
+    board, stub = Board(), Stub("thing", NotAvailable("nobody answers", "apt-get install thing"))
+    for _ in range(2):
+        with pytest.raises(NotAvailable, match="nobody answers"):
+            board.demand(stub)
+    assert stub.starts == 1
+    assert not board.complete
+    assert any(
+        "NOT AVAILABLE: nobody answers; get it with: apt-get install thing" in line for line in board.table()
+    )
+
+
+def test_the_embedded_ones_are_always_listed() -> None:
+    assert [line.split()[0] for line in Board().table()] == ["service", "SQLite", "file"]
+
+
+def test_localstack_runs_what_the_tests_need(localstack: LocalStackEndpoint) -> None:
+    states = json.loads(fetch(f"{localstack.endpoint_url}/_localstack/health"))["services"]
+    assert {states[name] for name in ("s3", "sqs", "sns", "kms", "sts")} <= {"running", "available"}
+
+
+RUN = """
+import os, sys, time
+from pathlib import Path
+from tests.support.processes import Server
+script = "import os, signal, sys, time; from pathlib import Path; {trap}; Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(600)"
+server = Server.start([sys.executable, "-c", script, sys.argv[1]], log=Path(sys.argv[1] + ".log"), environment=os.environ)
+{then}
+"""
+
+
+@pytest.mark.parametrize(
+    "then",
+    ["time.sleep(600)", "sys.stdin.read(); server.stop()"],
+    ids=["killed", "stopped"],
+)
+def test_a_server_ends_with_the_run_that_started_it(tmp_path: Path, then: str) -> None:
+    pid_file = tmp_path / "pid"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", RUN.format(then=then, trap="pass"), str(pid_file)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+    )
+    try:
+        assert until(lambda: pid_file.exists() and pid_file.read_text(encoding="utf-8") != "")
+        server = int(pid_file.read_text(encoding="utf-8"))
+        assert not gone(server)
+        if "stop" in then:
+            owner.communicate(timeout=20)
+            assert gone(server)
+    finally:
+        owner.kill()
+        owner.communicate()
+    assert until(lambda: gone(server))
+
+
+def test_of_two_installers_one_waits(tmp_path: Path) -> None:
+    lock = tmp_path / "install.lock"
+    script = "import sys; from pathlib import Path; from tests.support.services import exclusive\nwith exclusive(Path(sys.argv[1])): print('in')"
+    with exclusive(lock):
+        other = subprocess.Popen(
+            [sys.executable, "-c", script, str(lock)], cwd=ROOT, stdout=subprocess.PIPE, env=os.environ
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(1.0)
+    assert other.communicate(timeout=20)[0] == b"in\n"
+
+
+def test_the_run_fails_and_tells_the_command_when_a_service_is_missing() -> None:
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"{__file__}::{test_localstack_runs_what_the_tests_need.__name__}",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "TRANSLOAD_TEST_LOCALSTACK_URL": "http://127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert (
+        "localstack   -        NOT AVAILABLE: TRANSLOAD_TEST_LOCALSTACK_URL=http://127.0.0.1:9 does not answer"
+        in run.stdout
+    )
+    assert "get it with: docker run" in run.stdout

@@ -1,0 +1,192 @@
+"""Whether the process is alive and ready, and the HTTP server that says so.
+
+The event loop writes `Health`; `AdminServer` reads it on threads of its own, because a wedged loop could not answer that it
+is wedged. `bootstrap` makes both.
+"""
+
+import json
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from threading import Thread
+from typing import Any, Final
+
+import structlog
+
+from worker.metrics import Metrics
+
+_CLIENT_TIMEOUT: Final = 5.0
+_PLAIN_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class AdminError(Exception):
+    """The admin server cannot listen; the message says where and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`reasons` says why it is not `ok`; it is empty when it is."""
+
+    ok: bool
+    reasons: tuple[str, ...]
+
+
+class Health:
+    """Facts about the process. Written by the event loop's thread only; each read is of one value, so no lock is needed."""
+
+    def __init__(
+        self,
+        *,
+        loop_stall: float = 10.0,
+        receive_stall: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Not live after `loop_stall` seconds without `tick`, or `receive_stall` without `received` and no reason for it."""
+        self._loop_stall = loop_stall
+        self._receive_stall = receive_stall
+        self._clock = clock
+        self._ticked = self._received = clock()
+        self._busy = False
+        self._paused = False
+        self.draining = False
+        """Told to stop: takes nothing more."""
+        self.schema_current = False
+        """The ledger's schema is the one this version knows."""
+        self.queue_reachable = False
+        """The queue answered the last time it was asked."""
+
+    def tick(self) -> None:
+        """The event loop turns. Called twice a second."""
+        self._ticked = self._clock()
+
+    def received(self) -> None:
+        """A receive call came back, with messages or without."""
+        self._received = self._clock()
+
+    @property
+    def busy(self) -> bool:
+        """Everything that may run at once is running, so nothing is received."""
+        return self._busy
+
+    @busy.setter
+    def busy(self, value: bool) -> None:
+        if self._busy and not value:
+            self.received()  # the time without receiving begins now
+        self._busy = value
+
+    @property
+    def paused(self) -> bool:
+        """Receiving is held back on purpose."""
+        return self._paused
+
+    @paused.setter
+    def paused(self, value: bool) -> None:
+        if self._paused and not value:
+            self.received()
+        self._paused = value
+
+    def live(self) -> Verdict:
+        """Whether the process makes progress or has a reason not to; if not, a restart may help. Asks nothing outside."""
+        # The reasons to wait are read before the clock: one that ends in between has just renewed the receive time.
+        waiting = self._busy or self._paused or self.draining
+        now = self._clock()
+        reasons = []
+        if (age := now - self._ticked) >= self._loop_stall:
+            reasons.append(f"the event loop has not turned for {age:.1f} s")
+        if not waiting and (age := now - self._received) >= self._receive_stall:
+            reasons.append(f"nothing was asked of the queue for {age:.1f} s")
+        return Verdict(not reasons, tuple(reasons))
+
+    def ready(self) -> Verdict:
+        """Whether work may be expected of it. Never a matter of load: a busy worker that is not ready is killed first."""
+        facts = (
+            (self.schema_current, "the ledger's schema is not current"),
+            (self.queue_reachable, "the queue does not answer"),
+            (not self.draining, "draining"),
+        )
+        reasons = tuple(reason for holds, reason in facts if not holds)
+        return Verdict(not reasons, reasons)
+
+
+class AdminServer:
+    """Serves `/metrics`, `/livez` and `/readyz` from the moment it is made until `close`."""
+
+    def __init__(self, metrics: Metrics, health: Health, *, host: str, port: int) -> None:
+        """Listen on `host` (an address or `localhost`) and `port`; 0 takes any free one. Raises `AdminError`."""
+        try:
+            self._server = _Server(host, port, metrics, health)
+        except OSError as exc:
+            raise AdminError(
+                f"cannot listen on {host}:{port} ({exc.strerror}); "
+                "set admin.port to a free port (0: any), or admin.enabled to false"
+            ) from exc
+        self.port: int = self._server.server_address[1]
+        self._thread = Thread(target=self._server.serve_forever, args=(0.1,), name="admin", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening; takes up to a tenth of a second. Calling it twice is harmless."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, host: str, port: int, metrics: Metrics, health: Health) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.metrics = metrics
+        self.health = health
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer would ask DNS for its own name here, which can take as long as DNS likes.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class calls it so
+        """A client that goes away is no event; anything else is one log line."""
+        if not isinstance(sys.exception(), OSError):
+            structlog.get_logger("admin").warning("request failed", exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    timeout = _CLIENT_TIMEOUT
+    server_version = "transload"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            self._reply(200, _PLAIN_TEXT, self.server.metrics.render())
+        elif path == "/livez":
+            self._verdict(self.server.health.live())
+        elif path == "/readyz":
+            self._verdict(self.server.health.ready())
+        else:
+            self._reply(404, "text/plain", b"there are /metrics, /livez and /readyz\n")
+
+    do_HEAD = do_GET  # noqa: N815 - the base class looks for this name
+
+    def _verdict(self, verdict: Verdict) -> None:
+        body = json.dumps({"ok": verdict.ok, "reasons": verdict.reasons}).encode() + b"\n"
+        self._reply(200 if verdict.ok else 503, "application/json", body)
+
+    def _reply(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it
+        """Probes come every few seconds; they are not logged."""

@@ -1,0 +1,359 @@
+"""Amazon SQS as the queue; standard and FIFO.
+
+How it differs from the port's ideal: a standard queue may answer a delete with a stale handle as if it had worked, so
+True from `settle` is its word and no proof; a message is never held longer than 12 hours, after which `extend` reports
+it lost; `depth` is approximate; bodies are XML-safe text. `wait` counts in whole seconds, rounded down.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, ClassVar, Self, cast
+
+from pydantic import Field
+
+from worker.aws import (
+    ATTRIBUTES,
+    BATCH,
+    SDK_ERRORS,
+    SMALLEST_LIMIT,
+    SqsOptions,
+    Trouble,
+    classify,
+    fifo_token,
+    objection,
+    open_client,
+    packed,
+    readable,
+    short_code,
+    size,
+    typed,
+)
+from worker.batcher import Batcher
+from worker.queues.base import (
+    Dead,
+    Depth,
+    Disposition,
+    Message,
+    OutgoingMessage,
+    Queue,
+    QueueDenied,
+    QueueError,
+    QueueMissing,
+    QueueOptions,
+    QueueUnavailable,
+    Retry,
+)
+from worker.queues.dead_letters import obituary
+
+LONGEST_POLL = 20
+LONGEST_HOLD = 43_200
+LONGEST_DELAY = 900
+"""Seconds; `send` shortens a longer delay to it, `Retry` one longer than `LONGEST_HOLD`."""
+DETAIL_LIMIT = 1000
+"""Characters of each attribute a dead letter gains, so that a long explanation cannot make it too large to send."""
+
+_STALE = frozenset({"InvalidParameterValue", "ReceiptHandleIsInvalid", "MessageNotInflight"})
+
+
+class SqsQueueOptions(SqsOptions, QueueOptions):
+    """The queue, its lease, and where its dead letters go."""
+
+    lease: int | None = Field(
+        default=None,
+        ge=1,
+        le=LONGEST_HOLD,
+        description="Seconds; default: the queue's own VisibilityTimeout.",
+    )
+    dead_letter_queue_url: str | None = Field(
+        default=None,
+        description="Where dead letters go; default: the target of the queue's RedrivePolicy.",
+    )
+
+
+class SqsQueue:
+    """One SQS queue. Deletes and visibility changes of concurrent calls share requests of ten."""
+
+    Options: ClassVar[type[QueueOptions]] = SqsQueueOptions
+
+    def __init__(
+        self,
+        options: SqsQueueOptions,
+        client: Any,
+        closing: AsyncExitStack,
+        facts: Mapping[str, str],
+        dead_url: str | None,
+    ) -> None:
+        """`connect` and `open_dead_letters` construct. `facts` are the queue's own attributes."""
+        self._options = options
+        self._client = client
+        self._closing = closing
+        self._url = options.queue_url
+        self._name = facts["QueueArn"].rsplit(":", 1)[-1]
+        self._lease = options.lease or int(facts["VisibilityTimeout"])
+        self._limit = max(int(facts.get("MaximumMessageSize", 0)), SMALLEST_LIMIT)
+        self._dead_url = dead_url
+        self._closed = False
+        self._deletes: Batcher[str, bool] = Batcher(
+            self._delete, limit=BATCH, parallel=16, linger=0.005, name=f"deletes of {self._name}"
+        )
+        self._changes: Batcher[tuple[str, int], bool] = Batcher(
+            self._change, limit=BATCH, parallel=16, linger=0.005, name=f"visibility changes of {self._name}"
+        )
+
+    @classmethod
+    async def connect(cls, options: QueueOptions) -> Self:
+        """As the port says. `QueueMissing` also when no dead-letter queue is to be found."""
+        return await cls._open(cast("SqsQueueOptions", options), dead_letters=False)
+
+    @classmethod
+    async def _open(cls, options: SqsQueueOptions, *, dead_letters: bool) -> Self:
+        async with AsyncExitStack() as stack:
+            try:
+                client = await stack.enter_async_context(open_client(options))
+                facts = await _facts(client, options.queue_url)
+                dead_url = None if dead_letters else await _dead_letters(client, options, facts)
+            # The SDK reports a malformed region, URL or endpoint as ValueError.
+            except (*SDK_ERRORS, ValueError) as exc:
+                raise _translate(exc, options.queue_url) from exc
+            return cls(options, client, stack.pop_all(), facts, dead_url)
+
+    @property
+    def name(self) -> str:
+        """The last part of the queue's ARN."""
+        return self._name
+
+    @property
+    def lease(self) -> float:
+        """Seconds, from the options or from the queue itself."""
+        return self._lease
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Message]:
+        """As the port says; one long poll of at most ten messages and 20 seconds."""
+        self._ensure_open()
+        request: dict[str, Any] = {"VisibilityTimeout": self._lease} if self._options.lease else {}
+        reply = await self._call(
+            "receive_message",
+            self._url,
+            MaxNumberOfMessages=max(1, min(limit, BATCH)),
+            WaitTimeSeconds=max(0, min(int(wait), LONGEST_POLL)),
+            MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
+            MessageAttributeNames=["All"],
+            **request,
+        )
+        return [_message(raw) for raw in reply.get("Messages", ())]
+
+    async def extend(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """As the port says. A message held for 12 hours counts as lost: SQS hands it to another receiver."""
+        self._ensure_open()
+        outcomes = await asyncio.gather(
+            *(self._changes.submit((message.handle, self._lease)) for message in messages),
+            return_exceptions=True,
+        )
+        lost: list[Message] = []
+        for message, outcome in zip(messages, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            if not outcome:
+                lost.append(message)
+        return lost
+
+    async def settle(self, message: Message, disposition: Disposition) -> bool:
+        """As the port says; `Retry` waits 12 hours at most."""
+        self._ensure_open()
+        if isinstance(disposition, Retry):
+            delay = min(math.ceil(max(disposition.delay, 0.0)), LONGEST_HOLD)
+            return await self._changes.submit((message.handle, delay))
+        if isinstance(disposition, Dead):
+            if self._dead_url is None:
+                raise QueueMissing(f"queue {self._name!r} holds dead letters; it has none of its own")
+            # A stale owner must not write a dead letter for a message that another one holds now.
+            if await self.extend([message]):
+                return False
+            await self._bury(message, disposition, self._dead_url)
+        return await self._deletes.submit(message.handle)
+
+    async def send(self, messages: Sequence[OutgoingMessage]) -> None:
+        """As the port says. Raises `QueueError`, before anything is sent, for what SQS cannot carry."""
+        self._ensure_open()
+        for message in messages:
+            if why := objection(message.body, message.attributes, self._limit):
+                raise QueueError(f"queue {self._name!r}: {why}")
+        entries = [_entry(index, message, fifo=_is_fifo(self._url)) for index, message in enumerate(messages)]
+        for span in packed([size(m.body, m.attributes) for m in messages], self._limit):
+            reply = await self._call("send_message_batch", self._url, Entries=entries[span.start : span.stop])
+            for failure in reply.get("Failed", ()):
+                raise self._failure(failure)
+
+    async def depth(self) -> Depth:
+        """SQS's approximation, a minute old at worst."""
+        self._ensure_open()
+        facts = (await self._call("get_queue_attributes", self._url, AttributeNames=["All"]))["Attributes"]
+        return Depth(
+            visible=int(facts["ApproximateNumberOfMessages"]),
+            in_flight=int(facts["ApproximateNumberOfMessagesNotVisible"]),
+            delayed=int(facts["ApproximateNumberOfMessagesDelayed"]),
+            dead=await self._dead_depth(),
+        )
+
+    async def open_dead_letters(self) -> Queue:
+        """The dead-letter queue, through a client of its own."""
+        if self._dead_url is None:
+            raise QueueMissing(f"queue {self._name!r} holds dead letters; it has none of its own")
+        changes = {"queue_url": self._dead_url, "dead_letter_queue_url": None}
+        return await self._open(self._options.model_copy(update=changes), dead_letters=True)
+
+    async def aclose(self) -> None:
+        """As the port says."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._deletes.aclose()
+        await self._changes.aclose()
+        await self._closing.aclose()
+
+    async def _bury(self, message: Message, dead: Dead, url: str) -> None:
+        added = {n: readable(v)[:DETAIL_LIMIT] for n, v in obituary(message, dead, self._name).items()}
+        room = self._limit - size(message.body, added)
+        attributes = dict(added)
+        for name, value in message.attributes.items():
+            room -= size(b"", {name: value})
+            if len(attributes) < ATTRIBUTES and room >= 0 and value:
+                attributes.setdefault(name, value)
+        # Its id makes a repeated burial one letter on a FIFO queue.
+        letter = OutgoingMessage(message.body, attributes, group=message.id, deduplication_id=message.id)
+        entry = _entry(0, letter, fifo=_is_fifo(url))
+        del entry["Id"]
+        try:
+            await self._call("send_message", url, **entry)
+        except QueueError as exc:
+            raise QueueUnavailable(
+                f"queue {self._name!r}: no dead letter could be written to {url}: {exc}"
+            ) from exc
+
+    async def _dead_depth(self) -> int | None:
+        if self._dead_url is None:
+            return None
+        try:
+            reply = await self._call(
+                "get_queue_attributes", self._dead_url, AttributeNames=["ApproximateNumberOfMessages"]
+            )
+        except (QueueMissing, QueueDenied):
+            return None
+        return int(reply["Attributes"]["ApproximateNumberOfMessages"])
+
+    async def _delete(self, handles: Sequence[str]) -> Sequence[bool | BaseException]:
+        entries = [{"Id": str(index), "ReceiptHandle": handle} for index, handle in enumerate(handles)]
+        return self._outcomes(
+            await self._call("delete_message_batch", self._url, Entries=entries), len(entries)
+        )
+
+    async def _change(self, wishes: Sequence[tuple[str, int]]) -> Sequence[bool | BaseException]:
+        entries = [
+            {"Id": str(index), "ReceiptHandle": handle, "VisibilityTimeout": seconds}
+            for index, (handle, seconds) in enumerate(wishes)
+        ]
+        reply = await self._call("change_message_visibility_batch", self._url, Entries=entries)
+        return self._outcomes(reply, len(entries))
+
+    def _outcomes(self, reply: Mapping[str, Any], count: int) -> list[bool | BaseException]:
+        outcomes: list[bool | BaseException] = [True] * count
+        for failure in reply.get("Failed", ()):
+            stale = short_code(failure) in _STALE
+            outcomes[int(failure["Id"])] = False if stale else self._failure(failure)
+        return outcomes
+
+    def _failure(self, failure: Mapping[str, Any]) -> QueueError:
+        kind = QueueError if failure.get("SenderFault") else QueueUnavailable
+        return kind(f"queue {self._name!r}: {failure.get('Code')}: {failure.get('Message', '')}")
+
+    async def _call(self, operation: str, url: str, **request: Any) -> Mapping[str, Any]:
+        try:
+            return cast("Mapping[str, Any]", await getattr(self._client, operation)(QueueUrl=url, **request))
+        except SDK_ERRORS as exc:
+            raise _translate(exc, url) from exc
+
+    def _ensure_open(self) -> None:
+        if self._closed:
+            raise QueueUnavailable(f"queue {self._name!r} is closed")
+
+
+def _message(raw: Mapping[str, Any]) -> Message:
+    facts = raw.get("Attributes", {})
+    return Message(
+        id=raw["MessageId"],
+        body=raw["Body"].encode(errors="surrogatepass"),
+        handle=raw["ReceiptHandle"],
+        receive_count=int(facts.get("ApproximateReceiveCount", 1)),
+        attributes={name: _text(value) for name, value in raw.get("MessageAttributes", {}).items()},
+        sent_at=int(facts["SentTimestamp"]) / 1000 if "SentTimestamp" in facts else None,
+    )
+
+
+def _text(value: Mapping[str, Any]) -> str:
+    if "StringValue" in value:
+        return str(value["StringValue"])
+    return base64.b64encode(value.get("BinaryValue", b"")).decode()
+
+
+def _entry(index: int, message: OutgoingMessage, *, fifo: bool) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "Id": str(index),
+        "MessageBody": message.body.decode(),
+        "MessageAttributes": typed(message.attributes),
+    }
+    if fifo:
+        # FIFO queues take no delay per message, and want both ids.
+        entry["MessageGroupId"] = fifo_token(message.group or "transload")
+        entry["MessageDeduplicationId"] = fifo_token(
+            message.deduplication_id or hashlib.sha256(message.body).hexdigest()
+        )
+    elif message.delay > 0:
+        entry["DelaySeconds"] = min(math.ceil(message.delay), LONGEST_DELAY)
+    return entry
+
+
+def _is_fifo(url: str) -> bool:
+    return url.endswith(".fifo")
+
+
+async def _facts(client: Any, url: str) -> Mapping[str, str]:
+    reply = await client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
+    return cast("Mapping[str, str]", reply["Attributes"])
+
+
+async def _dead_letters(client: Any, options: SqsQueueOptions, facts: Mapping[str, str]) -> str:
+    """The URL of the dead-letter queue, once it has been seen to be there."""
+    try:
+        if options.dead_letter_queue_url:
+            await _facts(client, options.dead_letter_queue_url)
+            return options.dead_letter_queue_url
+        if policy := facts.get("RedrivePolicy"):
+            *_, account, name = json.loads(policy)["deadLetterTargetArn"].split(":")
+            reply = await client.get_queue_url(QueueName=name, QueueOwnerAWSAccountId=account)
+            return cast("str", reply["QueueUrl"])
+    except SDK_ERRORS as exc:
+        if classify(exc) is Trouble.MISSING:
+            raise QueueMissing(
+                f"the dead-letter queue of {options.queue_url} does not exist: {exc}; create it"
+            ) from exc
+        raise
+    raise QueueMissing(
+        f"{options.queue_url} has no dead-letter queue; give it a RedrivePolicy, or set dead_letter_queue_url"
+    )
+
+
+def _translate(exc: BaseException, url: str) -> QueueError:
+    trouble = classify(exc)
+    message = f"{url}: {trouble.value} ({exc})"
+    if trouble is Trouble.MISSING:
+        return QueueMissing(f"{message}; create it, or correct queue_url and region")
+    if trouble is Trouble.DENIED:
+        return QueueDenied(f"{message}; look at the credentials and the policies of role and queue")
+    if trouble is Trouble.UNAVAILABLE:
+        return QueueUnavailable(message)
+    return QueueError(message)

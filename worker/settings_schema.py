@@ -1,0 +1,251 @@
+"""What the settings hold: every section, its keys, defaults and limits. `settings` fills them, `bootstrap` reads them.
+
+An adapter's own keys are not here: they are its `Options`, and lie in `options` of the section that names the adapter.
+"""
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    SerializeAsAny,
+    StringConstraints,
+    model_validator,
+)
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from backends.base import BackendOptions
+from worker.publishers.base import PublisherOptions
+from worker.queues.base import QueueOptions
+from worker.redaction import HIDDEN, is_secret_name, redact
+
+PREFIX_LIMIT = 512
+"""Longest prefix, in UTF-8 bytes: half of what a key may have."""
+
+HOME_DEFAULTS: Final[Mapping[tuple[str, str], tuple[str, str]]] = {
+    ("queue", "embedded"): ("path", "queue.db"),
+    ("publisher", "embedded"): ("path", "completions.db"),
+    ("staging", "file"): ("root", "staging"),
+    ("targets", "file"): ("root", "storage"),
+}
+"""Section and adapter -> the option that has a default below `home`, and that default."""
+
+
+def _prefix(value: str) -> str:
+    segments = [segment for segment in value.split("/") if segment]
+    if any(segment in {".", ".."} for segment in segments):
+        raise ValueError("a prefix has no '.' or '..' segments; name the place directly")
+    if not value.isprintable():
+        raise ValueError("a prefix has no control characters; remove them")
+    prefix = "/".join(segments)
+    if len(prefix.encode()) > PREFIX_LIMIT:
+        raise ValueError(f"a prefix has at most {PREFIX_LIMIT} bytes; shorten it")
+    return prefix
+
+
+def _loopback(value: str) -> str:
+    try:
+        loopback = value == "localhost" or ipaddress.ip_address(value).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise ValueError(
+            "only a loopback address is accepted for now, because the endpoint has no authentication; "
+            "use 127.0.0.1, ::1 or localhost"
+        )
+    return value
+
+
+def _sqlite_file(value: str) -> str:
+    try:
+        url = make_url(value)
+    except (ArgumentError, ValueError) as exc:
+        raise ValueError("not a database URL; give sqlite:///path/to/ledger.db") from exc
+    if url.drivername != "sqlite":
+        raise ValueError(
+            f"the ledger cannot be {url.drivername!r} in this version; give sqlite:///path/to/ledger.db"
+        )
+    if url.host or url.query or not url.database or ":memory:" in url.database or url.database.endswith("/"):
+        raise ValueError("the ledger is one file and has no parameters; give sqlite:///path/to/ledger.db")
+    return value
+
+
+def sqlite_url(path: Path) -> str:
+    """The ledger URL of a database file, with whatever SQLAlchemy wants escaped in it."""
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+Prefix = Annotated[str, AfterValidator(_prefix)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=63)]
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, and a key nobody knows is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class QueueSettings(Section):
+    """Where messages come from."""
+
+    type: str = Field(default="embedded", description="The queue adapter.")
+    options: SerializeAsAny[QueueOptions]
+
+
+class PublisherSettings(Section):
+    """Where completions go."""
+
+    type: str = Field(default="embedded", description="The publisher adapter.")
+    options: SerializeAsAny[PublisherOptions]
+
+
+class StagingSettings(Section):
+    """A place payloads are read from."""
+
+    name: Name
+    backend: str = Field(default="file", description="The storage adapter.")
+    prefix: Prefix = Field(default="", description="Only what lies under it counts as staged.")
+    options: SerializeAsAny[BackendOptions]
+
+
+class TargetSettings(Section):
+    """A place objects are written to."""
+
+    name: Name
+    backend: str = Field(default="file", description="The storage adapter.")
+    layout: Literal["oc"] = Field(default="oc", description="How keys are built below the prefix.")
+    prefix: Prefix = Field(default="", description="Put before every key.")
+    options: SerializeAsAny[BackendOptions]
+
+
+class RouteSettings(Section):
+    """Which targets a resource is written to."""
+
+    targets: tuple[Name, ...] = Field(
+        default=(),
+        description="Names out of `targets`; default: all of them. This version accepts exactly one.",
+    )
+
+
+class LedgerSettings(Section):
+    """The database of resources, bundles and pending completions."""
+
+    url: Annotated[str, AfterValidator(_sqlite_file)] = Field(
+        description="`sqlite:///` and the file's path; default: `ledger.db` in `home`."
+    )
+
+    @property
+    def path(self) -> Path:
+        """The database file."""
+        return Path(make_url(self.url).database or "")
+
+
+class _Backoff(Section):
+    retry_base: float = Field(default=1.0, gt=0, le=43_200, description="Seconds before the first retry.")
+    retry_cap: float = Field(default=60.0, gt=0, le=43_200, description="Most seconds between two tries.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "_Backoff":
+        if self.retry_base > self.retry_cap:
+            raise ValueError("retry_base is larger than retry_cap; raise retry_cap or lower retry_base")
+        return self
+
+
+class WorkerSettings(_Backoff):
+    """How messages are worked on."""
+
+    concurrency: int = Field(default=16, ge=1, le=1024, description="Messages in work at once.")
+    max_attempts: int = Field(
+        default=5, ge=1, le=1000, description="Times a message is tried before it becomes a dead letter."
+    )
+    drain_timeout: float = Field(
+        default=25.0,
+        ge=0,
+        le=43_200,
+        description="Seconds work in progress may take to finish after SIGTERM.",
+    )
+    max_message_bytes: int = Field(
+        default=262_144, ge=1024, le=1_048_576, description="Largest message body accepted, in bytes."
+    )
+
+
+class RelaySettings(_Backoff):
+    """How completions are published."""
+
+    batch: int = Field(default=50, ge=1, le=1000, description="Completions claimed at once.")
+    lease: float = Field(
+        default=30.0, gt=0, le=43_200, description="Seconds a claim lasts before another relay may take it."
+    )
+    poll_interval: float = Field(
+        default=1.0,
+        gt=0,
+        le=3600,
+        description="Seconds between looks for completions left by other processes.",
+    )
+
+
+class AdminSettings(Section):
+    """The HTTP endpoint with `/metrics`, `/livez` and `/readyz`."""
+
+    enabled: bool = Field(default=True, description="Whether it is served at all.")
+    host: Annotated[str, AfterValidator(_loopback)] = Field(
+        default="127.0.0.1", description="A loopback address; others are refused for now."
+    )
+    port: int = Field(default=9464, ge=0, le=65_535, description="TCP port; 0 takes any free one.")
+
+
+class LogSettings(Section):
+    """What is logged to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least level shown."
+    )
+    format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="`auto`: readable on a terminal, JSON lines elsewhere."
+    )
+
+
+class Settings(Section):
+    """Everything a Transload process is configured with. Paths are absolute, references resolved, names checked."""
+
+    home: Path = Field(description="The directory everything embedded lives in by default.")
+    queue: QueueSettings
+    staging: Mapping[str, StagingSettings]
+    targets: Mapping[str, TargetSettings]
+    route: RouteSettings
+    ledger: LedgerSettings
+    publisher: PublisherSettings
+    worker: WorkerSettings
+    relay: RelaySettings
+    admin: AdminSettings
+    logs: LogSettings
+
+    def redacted(self) -> dict[str, Any]:
+        """The settings in the shape of the file, fit to be shown: no secret, no password or signature in a URL."""
+        return {name: _shown(name, value) for name, value in self}
+
+
+def _shown(name: str, value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        shown = {key: _shown(key, item) for key, item in value}
+        if isinstance(value, StagingSettings | TargetSettings):
+            del shown["name"]  # it is the key above
+        # Options lie flat beside the adapter's name, as in the file.
+        options = shown.pop("options", {})
+        return {**shown, **options}
+    if isinstance(value, Mapping):
+        return {key: _shown(key, item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(name, item) for item in value]
+    if isinstance(value, SecretStr) or (value is not None and is_secret_name(name)):
+        return HIDDEN
+    if isinstance(value, Path):
+        return str(value)
+    return redact(value) if isinstance(value, str) else value
