@@ -56,7 +56,7 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
         publisher = await stack.enter_async_context(open_publisher(settings))
         staging = await stack.enter_async_context(open_staging(settings))
         targets = await stack.enter_async_context(open_targets(settings))
-        health.schema_current = True
+        health.schema_current = health.queue_reachable = True
         relay = Relay(
             ledger=ledger,
             publisher=publisher,

@@ -22,6 +22,7 @@ from handlers.errors import HandlerError, Refused
 from handlers.messages import decode
 from worker import bootstrap, local_files, logs, render
 from worker import demo as demonstration
+from worker.health import AdminError
 from worker.ledger.base import BundleState, LedgerError
 from worker.ledger.database import migrate as migrate_database
 from worker.ledger.database import open_engine
@@ -339,7 +340,7 @@ def main() -> None:
     except (SettingsError, Refused, ProducerError) as exc:
         render.fail(exc)
         sys.exit(2)
-    except (HandlerError, StorageError, QueueError, LedgerError, PublishError, OSError) as exc:
+    except (HandlerError, StorageError, QueueError, LedgerError, PublishError, AdminError, OSError) as exc:
         render.fail(exc)
         sys.exit(1)
 

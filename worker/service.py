@@ -31,6 +31,7 @@ _GAUGES_EVERY = 5.0
 _PAUSE_AFTER_QUEUE_ERROR = 2.0
 _LONGEST_POLL = 20.0
 _SHORT_POLL = 0.05
+_IDLE_PAUSE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,8 @@ class Service:
                 await _within(_PAUSE_AFTER_QUEUE_ERROR, self._stopping.wait())
                 continue
             self._start(messages)
+            if until_idle and not messages:
+                await _within(_IDLE_PAUSE, self._stopping.wait())
 
     async def _receive(self, room: int, wait: float) -> Sequence[Message]:
         messages = await self._queue.receive(room, wait)

@@ -181,7 +181,7 @@ class RelaySettings(_Backoff):
 
     batch: int = Field(default=50, ge=1, le=1000, description="Completions claimed at once.")
     lease: float = Field(
-        default=30.0, gt=0, le=43_200, description="Seconds a claim lasts before another relay may take it."
+        default=15.0, gt=0, le=43_200, description="Seconds a claim lasts before another relay may take it."
     )
     poll_interval: float = Field(
         default=1.0,

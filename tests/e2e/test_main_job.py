@@ -17,7 +17,7 @@ from worker.queues.base import (
     Message,
     OutgoingMessage,
 )
-from worker.queues.embedded import EmbeddedQueue
+from worker.queues.embedded import EmbeddedOptions, EmbeddedQueue
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def test_explain_tells_the_plan_and_writes_nothing(transload: Transload) -> None
 
 
 async def test_the_worker_buries_bad_messages_with_reason_and_body(transload: Transload) -> None:
-    options = EmbeddedQueue.Options(path=transload.home / "queue.db", lease=30)
+    options = EmbeddedOptions(path=transload.home / "queue.db", lease=30)
     queue = await EmbeddedQueue.connect(options)
     await queue.send([OutgoingMessage(body, {"origin": name}) for name, body in BAD_MESSAGES.items()])
     await asyncio.to_thread(transload.ok, "run", "--until-idle")

@@ -142,7 +142,7 @@ class EmbeddedOptions(QueueOptions):
 
     path: Path = Field(description="The SQLite file; created, with its directories, when it is not there.")
     queue: str = Field(default="resources", min_length=1, description="The queue's name within the file.")
-    lease: float = Field(default=60.0, gt=0, description="Seconds a received message stays hidden.")
+    lease: float = Field(default=15.0, gt=0, description="Seconds a received message stays hidden.")
     dead_letter_queue: str | None = Field(
         default=None,
         min_length=1,

@@ -1,0 +1,623 @@
+"""What every ledger promises, as tests. `test_ledgers.py` runs it for each kind of database.
+
+A subclass supplies the fixture `database`: an empty, migrated database that any number of ledgers can be opened on.
+
+Run as a program (`python -m tests.conformance.ledgers`) this file is the other process of the tests that need one.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from handlers.plan import BundleTarget
+from worker.ledger.base import (
+    Close,
+    Entry,
+    Ledger,
+    LedgerError,
+    OutboxRow,
+    Recorded,
+    StoredObject,
+    StoredResource,
+    Summary,
+)
+from worker.ledger.database import migrate, open_engine
+from worker.ledger.schema import now_ms, outbox
+from worker.ledger.sql import SqlLedger
+from worker.notification import event_id
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parents[2]
+HOUR = 3_600.0
+TARGETS = (BundleTarget("disk", "d/folder", "d/manifest"), BundleTarget("cloud", "c/folder", "c/manifest"))
+NOTHING = Recorded()
+
+
+def entry(bid: str, number: int = 0, *, count: int | None = None, **changes: Any) -> Entry:
+    """The record of a bundle's resource `number`."""
+    made = Entry(
+        message_id=f"{bid}/{number}",
+        fingerprint=f"fingerprint-{number}",
+        bid=bid,
+        recipe_id="recipe",
+        primary_url="https://example.com/é",
+        resources_count=count,
+        meta={"run": "1", "text": "é😀"},
+        targets=TARGETS,
+        resource=StoredResource(
+            resource_id=f"r{number:05}",
+            url=f"https://example.com/{number}",
+            content_type="text/html",
+            status_code=200,
+            meta={"n": number},
+            location=f"s3://staging/{number}",
+            objects=tuple(
+                StoredObject(t.target, f"{t.storage_key}/{number}", number, "0" * 64, "etag", "v1")
+                for t in sorted(TARGETS, key=lambda target: target.target)
+            ),
+        ),
+    )
+    return replace(made, **changes)
+
+
+def closing(bid: str, count: int, message: str = "closed", **metadata: Any) -> Entry:
+    """The record of `bundle.closed`."""
+    return entry(
+        bid,
+        message_id=f"{bid}/{message}",
+        fingerprint=f"closed-{count}",
+        resource=None,
+        close=Close(count, metadata),
+        resources_count=count,
+    )
+
+
+def refused(bid: str) -> Entry:
+    """An entry no database takes: a size beyond 64 bits."""
+    good = entry(bid)
+    assert good.resource is not None
+    objects = (replace(good.resource.objects[0], size=2**63),)
+    return replace(good, resource=replace(good.resource, objects=objects))
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """An empty, migrated database; `opened` ends with every ledger closed."""
+
+    url: str
+    closing: contextlib.AsyncExitStack
+
+    def open(self) -> SqlLedger:
+        """Another ledger on the same database, as another process would have it."""
+        ledger = SqlLedger(open_engine(self.url))
+        self.closing.push_async_callback(ledger.aclose)
+        return ledger
+
+    @contextlib.asynccontextmanager
+    async def engine(self) -> AsyncIterator[AsyncEngine]:
+        engine = open_engine(self.url)
+        yield engine
+        await engine.dispose()
+
+    async def fill_outbox(self, rows: Sequence[tuple[str, int]]) -> None:
+        """Pending rows, each due so many milliseconds from now (negative: overdue)."""
+        async with self.engine() as engine, engine.begin() as conn:
+            now = (await conn.execute(select(now_ms()))).scalar_one()
+            await conn.execute(
+                insert(outbox),
+                [
+                    {
+                        "event_id": event_id(bid),
+                        "bid": bid,
+                        "recipe_id": "recipe",
+                        "body": b"{}",
+                        "state": "pending",
+                        "due_at": now + due,
+                        "attempts": 1,
+                        "generation": 1,
+                        "completed_at": now + due,
+                    }
+                    for bid, due in rows
+                ],
+            )
+
+
+async def record_all(ledger: Ledger, entries: Sequence[Entry]) -> list[Recorded]:
+    """One after the other."""
+    return [await ledger.record(each) for each in entries]
+
+
+async def together(calls: Sequence[Awaitable[T]]) -> list[T]:
+    return list(await asyncio.gather(*calls))
+
+
+async def claimed(ledger: Ledger, bid: str, lease: float = HOUR) -> OutboxRow:
+    """The only due row, which is that bundle's."""
+    (row,) = await ledger.claim(10, lease)
+    assert row.bid == bid
+    return row
+
+
+async def listed(ledger: Ledger, bid: str) -> list[StoredResource]:
+    return [resource async for resource in ledger.resources(bid)]
+
+
+async def consistent(ledger: Ledger, bid: str) -> None:
+    """The counter, the rows and the state of a bundle tell one story."""
+    bundle = await ledger.bundle(bid)
+    assert bundle is not None
+    stored = [resource for resource in await listed(ledger, bid) if not resource.late]
+    assert bundle.stored_count == len(stored)
+    complete = bundle.resources_count is not None and bundle.stored_count >= bundle.resources_count
+    assert (bundle.state != "open") is complete
+
+
+def child(*arguments: str) -> Awaitable[asyncio.subprocess.Process]:
+    return asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.conformance.ledgers",
+        *arguments,
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+
+
+class LedgerConformance:
+    """See worker/ledger/base.py for the contract."""
+
+    @pytest.fixture(autouse=True)
+    async def _bounded(self) -> AsyncIterator[None]:
+        """A call that is never answered fails its test instead of holding up the run."""
+        loop = asyncio.get_running_loop()
+        stuck = loop.call_later(60, lambda: [task.cancel("stuck") for task in asyncio.all_tasks(loop)])
+        yield
+        stuck.cancel()
+
+    @pytest.fixture
+    def ledger(self, database: Database) -> SqlLedger:
+        return database.open()
+
+    # What was recorded is known.
+
+    async def test_a_message_is_found_once_it_is_recorded(self, ledger: Ledger) -> None:
+        assert await ledger.find("b/0") is None
+        assert await ledger.record(entry("b")) == NOTHING
+        assert await ledger.find("b/0") == "fingerprint-0"
+        assert await ledger.find("b/1") is None
+
+    async def test_many_finds_at_once(self, ledger: Ledger) -> None:
+        await together([ledger.record(entry("b", number)) for number in range(300)])
+        ids = [f"b/{number}" for number in [*range(600), *range(50)]]
+        found = await together([ledger.find(id_) for id_ in ids])
+        assert found == [f"fingerprint-{n}" if n < 300 else None for n in [*range(600), *range(50)]]
+
+    async def test_what_was_recorded_reads_back(self, ledger: Ledger) -> None:
+        first = entry("b", 1, count=2)
+        await ledger.record(first)
+        bundle = await ledger.bundle("b")
+        assert bundle is not None
+        assert (bundle.bid, bundle.recipe_id, bundle.primary_url) == ("b", "recipe", "https://example.com/é")
+        assert (bundle.state, bundle.resources_count, bundle.stored_count) == ("open", 2, 1)
+        assert (bundle.closed, bundle.meta, bundle.metadata) == (False, {"run": "1", "text": "é😀"}, {})
+        assert bundle.targets == TARGETS
+        assert bundle.completed_at is bundle.published_at is None
+        assert await listed(ledger, "b") == [first.resource]
+        assert await ledger.bundle("other") is None
+        assert await listed(ledger, "other") == []
+
+    async def test_recording_again_changes_nothing(self, ledger: Ledger) -> None:
+        await record_all(ledger, [entry("b", 0, count=2), entry("b", 0, count=2)])
+        before = await ledger.bundle("b")
+        assert before is not None
+        assert (before.state, before.stored_count) == ("open", 1)
+        assert await ledger.record(entry("b", 1)) == Recorded(completed=True)
+        after = await ledger.bundle("b")
+        assert await record_all(ledger, [entry("b", 0), entry("b", 1)]) == [NOTHING, NOTHING]
+        assert await ledger.bundle("b") == after
+        assert await ledger.pending() == 1
+
+    async def test_case_19_a_duplicate_in_one_batch_has_one_effect(self, ledger: Ledger) -> None:
+        outcomes = await together([ledger.record(entry("b", 0, count=2)) for _ in range(5)])
+        assert outcomes == [NOTHING] * 5
+        outcomes = await together([ledger.record(entry("b", 1, count=2)) for _ in range(5)])
+        assert sum(outcome.completed for outcome in outcomes) == 1
+        assert not any(outcome.late for outcome in outcomes)
+        await consistent(ledger, "b")
+        assert await ledger.pending() == 1
+
+    async def test_case_19_a_duplicate_on_two_workers_has_one_effect(self, database: Database) -> None:
+        ledgers = [database.open(), database.open()]
+        for number in range(10):
+            bid = f"b{number}"
+            outcomes = await together([each.record(entry(bid, count=1)) for each in ledgers])
+            assert sum(outcome.completed for outcome in outcomes) == 1
+            await consistent(ledgers[0], bid)
+        assert await ledgers[0].pending() == 10
+
+    # Completion.
+
+    @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+    @pytest.mark.parametrize("counted_by", ["messages", "close"])
+    @pytest.mark.parametrize("at_once", [False, True])
+    async def test_any_order_completes_with_the_last(
+        self, ledger: Ledger, order: tuple[int, ...], counted_by: str, at_once: bool
+    ) -> None:
+        if counted_by == "messages":
+            parts = [entry("b", number, count=3) for number in range(3)]
+        else:
+            parts = [entry("b", 0), entry("b", 1), closing("b", 2, source="x")]
+        entries = [parts[index] for index in order]
+        if at_once:
+            outcomes = await together([ledger.record(each) for each in entries])
+        else:
+            outcomes = await record_all(ledger, entries)
+        assert [outcome.completed for outcome in outcomes] == [False, False, True]
+        stored = 3 if counted_by == "messages" else 2
+        bundle = await ledger.bundle("b")
+        assert bundle is not None
+        assert (bundle.state, bundle.resources_count, bundle.stored_count) == ("complete", stored, stored)
+        body = json.loads((await claimed(ledger, "b")).body)
+        assert body["resources_count"] == stored
+        assert body["metadata"].get("source") == (None if counted_by == "messages" else "x")
+        assert [target["target"] for target in body["targets"]] == ["disk", "cloud"]
+        assert (body["event_id"], body["storage_key"]) == (event_id("b"), "d/folder")
+
+    async def test_case_9_the_last_two_resources_on_two_workers(self, database: Database) -> None:
+        ledgers = [database.open(), database.open()]
+        for number in range(30):
+            bid = f"b{number}"
+            await ledgers[number % 2].record(entry(bid, 0, count=3))
+            outcomes = await together(
+                [each.record(entry(bid, at, count=3)) for at, each in enumerate(ledgers, 1)]
+            )
+            assert sorted(outcome.completed for outcome in outcomes) == [False, True]
+            await consistent(ledgers[0], bid)
+        rows = await ledgers[0].claim(100, HOUR)
+        assert sorted(row.bid for row in rows) == sorted(f"b{number}" for number in range(30))
+
+    async def test_an_empty_bundle_is_complete_when_it_is_closed(self, ledger: Ledger) -> None:
+        assert await ledger.record(closing("b", 0)) == Recorded(completed=True)
+        assert json.loads((await claimed(ledger, "b")).body)["resources_count"] == 0
+        assert await listed(ledger, "b") == []
+
+    async def test_case_79_a_late_resource_is_stored_and_completes_nothing(self, ledger: Ledger) -> None:
+        await record_all(ledger, [entry("b", 0), closing("b", 1)])
+        before = await ledger.bundle("b")
+        row = await claimed(ledger, "b", lease=0)
+        assert await ledger.record(entry("b", 1)) == Recorded(late=True)
+        assert await ledger.record(entry("b", 1)) == NOTHING
+        assert await ledger.bundle("b") == before
+        assert [resource.late for resource in await listed(ledger, "b")] == [False, True]
+        again = await claimed(ledger, "b")
+        assert (again.body, again.event_id) == (row.body, row.event_id)
+        await ledger.mark_published([again])
+        assert await ledger.record(entry("b", 2)) == Recorded(late=True)
+        assert await ledger.pending() == 0
+
+    async def test_case_79_a_close_after_completion_changes_nothing(self, ledger: Ledger) -> None:
+        await ledger.record(entry("b", 0, count=1))
+        before = await ledger.bundle("b")
+        for number, count in enumerate((1, 5, 0)):
+            assert await ledger.record(closing("b", count, message=f"closed-{number}")) == NOTHING
+        assert await ledger.bundle("b") == before
+        assert await ledger.pending() == 1
+
+    async def test_case_79_the_first_count_named_holds_until_the_close(self, ledger: Ledger) -> None:
+        await record_all(ledger, [entry("b", 0), entry("b", 1, count=4), entry("b", 2, count=3)])
+        bundle = await ledger.bundle("b")
+        assert bundle is not None
+        assert (bundle.state, bundle.resources_count, bundle.stored_count) == ("open", 4, 3)
+        assert await ledger.record(closing("b", 3)) == Recorded(completed=True)
+
+    async def test_case_79_the_close_has_the_last_word(self, ledger: Ledger) -> None:
+        await record_all(ledger, [entry("b", 0, count=9), closing("b", 2, run="1"), closing("b", 5, "again")])
+        bundle = await ledger.bundle("b")
+        assert bundle is not None
+        assert (bundle.resources_count, bundle.closed, bundle.metadata) == (2, True, {"run": "1"})
+        assert await ledger.record(entry("b", 1, count=9)) == Recorded(completed=True)
+
+    async def test_a_close_below_what_is_stored_completes(self, ledger: Ledger) -> None:
+        await record_all(ledger, [entry("b", 0), entry("b", 1)])
+        assert await ledger.record(closing("b", 1)) == Recorded(completed=True)
+        assert json.loads((await claimed(ledger, "b")).body)["resources_count"] == 2
+
+    async def test_bundles_of_one_batch_do_not_mix(self, ledger: Ledger) -> None:
+        bids = [f"b{number}" for number in range(40)]
+        entries = [entry(bid, number, count=5) for number in range(5) for bid in bids]
+        outcomes = await together([ledger.record(each) for each in entries])
+        assert sum(outcome.completed for outcome in outcomes) == len(bids)
+        for bid in bids:
+            await consistent(ledger, bid)
+        assert {row.bid for row in await ledger.claim(100, HOUR)} == set(bids)
+
+    # Claims.
+
+    async def test_a_claim_hides_its_rows_while_the_lease_runs(self, ledger: Ledger) -> None:
+        await ledger.record(entry("b", count=1))
+        row = await claimed(ledger, "b", lease=HOUR)
+        assert (row.attempts, row.recipe_id, row.event_id) == (1, "recipe", event_id("b"))
+        assert await ledger.claim(10, HOUR) == []
+        assert await ledger.pending() == 1
+
+    async def test_a_lease_that_has_run_out_is_claimed_again(self, ledger: Ledger) -> None:
+        await ledger.record(entry("b", count=1))
+        first = await claimed(ledger, "b", lease=0)
+        second = await claimed(ledger, "b")
+        assert second.generation > first.generation
+        assert (second.attempts, second.body, second.completed_at) == (2, first.body, first.completed_at)
+
+    async def test_case_49_a_stale_owner_changes_no_row(self, database: Database) -> None:
+        old, new = database.open(), database.open()
+        await old.record(entry("b", count=1))
+        stale = await claimed(old, "b", lease=0)
+        row = await claimed(new, "b")
+        assert await old.mark_published([stale]) == 0
+        assert not await old.postpone(stale, 0, "late")
+        assert not await old.park(stale, "late")
+        assert await old.renew([stale], 0) == 0
+        assert await new.claim(10, HOUR) == [], "the stale owner has not made it due"
+        assert await new.parked() == []
+        assert await new.mark_published([row]) == 1
+        assert await new.mark_published([row]) == 0, "marked once"
+
+    async def test_a_mark_publishes_row_and_bundle(self, ledger: Ledger) -> None:
+        await record_all(ledger, [entry("a", count=1), entry("b", count=1), entry("c")])
+        rows = await ledger.claim(10, HOUR)
+        assert await ledger.mark_published(rows) == 2
+        assert await ledger.pending() == 0
+        for bid, state in (("a", "published"), ("b", "published"), ("c", "open")):
+            bundle = await ledger.bundle(bid)
+            assert bundle is not None
+            assert bundle.state == state
+            assert (bundle.published_at is not None) is (state == "published")
+        assert await ledger.mark_published([]) == 0
+
+    async def test_a_mark_of_many_changes_those_still_held(self, ledger: Ledger) -> None:
+        await record_all(ledger, [entry("a", count=1), entry("b", count=1)])
+        first, second = await ledger.claim(10, HOUR)
+        assert await ledger.mark_published([first, replace(second, generation=99)]) == 1
+        assert await ledger.pending() == 1
+
+    async def test_renewing_holds_the_row_for_longer(self, ledger: Ledger) -> None:
+        await ledger.record(entry("b", count=1))
+        row = await claimed(ledger, "b", lease=0)
+        assert await ledger.renew([row], HOUR) == 1
+        assert await ledger.claim(10, HOUR) == []
+        assert await ledger.mark_published([row]) == 1
+        assert await ledger.renew([], HOUR) == 0
+
+    async def test_postponing_makes_the_row_due_later(self, ledger: Ledger) -> None:
+        await ledger.record(entry("b", count=1))
+        assert await ledger.postpone(await claimed(ledger, "b"), HOUR, "queue down")
+        assert await ledger.claim(10, HOUR) == []
+        assert await ledger.pending() == 1
+
+    async def test_postponing_by_nothing_makes_it_due_now(self, ledger: Ledger) -> None:
+        await ledger.record(entry("b", count=1))
+        assert await ledger.postpone(await claimed(ledger, "b"), 0, "queue down")
+        assert (await claimed(ledger, "b")).attempts == 2
+
+    async def test_case_47_a_parked_row_waits_and_others_flow_on(self, ledger: Ledger) -> None:
+        await ledger.record(entry("a", count=1))
+        row = await claimed(ledger, "a", lease=0)
+        assert await ledger.park(row, "target gone")
+        await ledger.record(entry("b", count=1))
+        assert (await claimed(ledger, "b")).bid == "b"
+        assert await ledger.pending() == 1
+        (parked,) = await ledger.parked()
+        assert (parked.event_id, parked.bid, parked.error) == (event_id("a"), "a", "target gone")
+        assert not await ledger.postpone(row, 0, "too late")
+        assert await ledger.mark_published([row]) == 0
+
+    async def test_the_longest_due_is_claimed_first(self, database: Database, ledger: Ledger) -> None:
+        await database.fill_outbox([("b", -2_000), ("d", 100_000), ("a", -3_000), ("c", -1_000)])
+        assert [row.bid for row in await ledger.claim(2, HOUR)] == ["a", "b"]
+        assert [row.bid for row in await ledger.claim(2, HOUR)] == ["c"]
+        assert await ledger.claim(2, HOUR) == []
+
+    async def test_case_48_backed_off_rows_do_not_hide_a_due_one(
+        self, database: Database, ledger: Ledger
+    ) -> None:
+        await database.fill_outbox([(f"later{number}", 3_600_000) for number in range(10_000)])
+        await database.fill_outbox([("due", -1)])
+        assert [row.bid for row in await ledger.claim(50, HOUR)] == ["due"]
+        assert await ledger.pending() == 10_001
+
+    async def test_case_49_two_relays_share_without_overlap(self, database: Database) -> None:
+        await database.fill_outbox([(f"b{number}", -number) for number in range(60)])
+        ledgers = [database.open(), database.open()]
+        batches = await together([ledgers[turn % 2].claim(10, HOUR) for turn in range(8)])
+        bids = [row.bid for batch in batches for row in batch]
+        assert len(bids) == 60
+        assert len(set(bids)) == 60
+
+    # Crashes, cancellation, bad neighbours.
+
+    async def test_cases_8_and_43_what_was_reported_survives_a_kill(self, database: Database) -> None:
+        process = await child("burst", database.url)
+        assert process.stdout is not None
+        reported = [await process.stdout.readline() for _ in range(300)]
+        process.send_signal(signal.SIGKILL)
+        reported += (await process.stdout.read()).splitlines(keepends=True)
+        assert await process.wait() == -signal.SIGKILL
+        ids = [line.decode().strip() for line in reported if line.endswith(b"\n")]
+        assert len(ids) >= 300
+        ledger = database.open()
+        assert None not in await together([ledger.find(id_) for id_ in ids])
+        bundles = await ledger.bundles(limit=100_000)
+        for bundle in bundles:
+            await consistent(ledger, bundle.bid)
+        complete = {bundle.bid for bundle in bundles if bundle.state == "complete"}
+        assert {row.bid for row in await ledger.claim(100_000, HOUR)} == complete
+
+    async def test_case_51_eight_writers_in_four_processes_lose_no_commit(self, database: Database) -> None:
+        processes = [await child("write", database.url, str(number)) for number in range(4)]
+        outputs = [(await process.communicate())[0] for process in processes]
+        assert [process.returncode for process in processes] == [0] * 4
+        assert sum(int(output) for output in outputs) == WRITTEN_BUNDLES
+        ledger = database.open()
+        for number in range(WRITTEN_BUNDLES):
+            await consistent(ledger, f"b{number}")
+        summary = await ledger.summary()
+        assert (summary.resources, summary.outbox_pending) == (8 * WRITTEN_BUNDLES, WRITTEN_BUNDLES)
+
+    @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 40])
+    async def test_case_42_a_cancelled_record_is_all_there_or_not_at_all(
+        self, ledger: Ledger, turns: int
+    ) -> None:
+        task = asyncio.create_task(ledger.record(entry("b", count=1)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        # A later record waits for the earlier transaction, so that what is seen below is final.
+        await ledger.record(entry("later"))
+        if await ledger.find("b/0") is None:
+            assert await ledger.bundle("b") is None
+            assert await ledger.pending() == 0
+        else:
+            await consistent(ledger, "b")
+            assert await ledger.pending() == 1
+            assert len(await listed(ledger, "b")) == 1
+
+    async def test_a_cancelled_claim_leaves_a_usable_ledger(self, ledger: Ledger) -> None:
+        await ledger.record(entry("b", count=1))
+        for turns in range(12):
+            task = asyncio.create_task(ledger.claim(10, 0))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        assert await ledger.mark_published([await claimed(ledger, "b")]) == 1
+
+    async def test_an_entry_the_database_refuses_fails_alone(self, ledger: Ledger) -> None:
+        entries = [entry("a", count=1), refused("bad"), entry("c", count=1)]
+        outcomes = await asyncio.gather(*map(ledger.record, entries), return_exceptions=True)
+        assert outcomes[0] == outcomes[2] == Recorded(completed=True)
+        assert isinstance(outcomes[1], LedgerError)
+        assert await ledger.find("bad/0") is None
+        assert await ledger.bundle("bad") is None
+        assert await ledger.pending() == 2
+
+    async def test_a_refused_entry_is_not_called_unavailable(self, ledger: Ledger) -> None:
+        for bad in (refused("bad"), entry("bad", meta={"x": object()})):
+            with pytest.raises(LedgerError) as caught:
+                await ledger.record(bad)
+            assert not caught.value.retryable
+        await ledger.record(entry("good"))
+
+    async def test_closing_finishes_what_is_under_way(self, database: Database) -> None:
+        ledger = database.open()
+        tasks = [asyncio.create_task(ledger.record(entry("b", number))) for number in range(20)]
+        await asyncio.sleep(0)
+        await ledger.aclose()
+        await ledger.aclose()
+        assert [task.result() for task in tasks] == [NOTHING] * 20
+        assert await database.open().find("b/19") == "fingerprint-19"
+
+    # Reading.
+
+    async def test_resources_come_in_pages_and_in_one_order(self, ledger: Ledger) -> None:
+        numbers = [(number * 7_919) % 1_201 for number in range(1_201)]
+        await together([ledger.record(entry("b", number)) for number in numbers])
+        await together([ledger.record(entry("c", number)) for number in range(3)])
+        resources = await listed(ledger, "b")
+        assert [resource.meta["n"] for resource in resources] == list(range(1_201))
+        assert resources == [entry("b", number).resource for number in range(1_201)]
+        assert await listed(ledger, "b") == resources
+
+    async def test_a_full_last_page_ends(self, ledger: Ledger) -> None:
+        await together([ledger.record(entry("b", number)) for number in range(500)])
+        assert len(await listed(ledger, "b")) == 500
+
+    async def test_bundles_are_listed_newest_first(self, ledger: Ledger) -> None:
+        for bid in ("a", "b", "c"):
+            await ledger.record(entry(bid, count=1 if bid == "b" else None))
+        listing = await ledger.bundles()
+        assert [bundle.bid for bundle in listing] == [
+            bundle.bid
+            for bundle in sorted(listing, key=lambda bundle: (bundle.created_at, bundle.bid), reverse=True)
+        ]
+        assert {bundle.bid for bundle in listing} == {"a", "b", "c"}
+        assert [bundle.bid for bundle in await ledger.bundles("complete")] == ["b"]
+        assert await ledger.bundles("published") == []
+        assert len(await ledger.bundles(limit=2)) == 2
+
+    async def test_the_summary_of_nothing(self, ledger: Ledger) -> None:
+        assert await ledger.summary() == Summary(
+            {"open": 0, "complete": 0, "published": 0}, 0, 0, 0, None, None
+        )
+
+    async def test_the_summary(self, ledger: Ledger) -> None:
+        await record_all(ledger, [entry("published", count=1), entry("parked", count=1)])
+        for row in await ledger.claim(10, HOUR):
+            if row.bid == "parked":
+                await ledger.park(row, "x")
+            else:
+                await ledger.mark_published([row])
+        await record_all(ledger, [entry("open", 0), entry("open", 1), entry("due", count=1)])
+        summary = await ledger.summary()
+        assert summary.bundles == {"open": 1, "complete": 2, "published": 1}
+        assert (summary.resources, summary.outbox_pending, summary.outbox_parked) == (5, 1, 1)
+        assert summary.oldest_incomplete_age is not None
+        assert summary.oldest_pending_age is not None
+        assert 0 <= summary.oldest_pending_age <= summary.oldest_incomplete_age < 60
+
+
+WRITTEN_BUNDLES = 40
+
+
+async def _burst(ledger: Ledger) -> None:
+    """Record bundles of two until killed; report each message once it is recorded."""
+    gate = asyncio.Semaphore(50)
+
+    async def one(bid: str, number: int) -> None:
+        async with gate:
+            await ledger.record(entry(bid, number, count=2))
+            print(f"{bid}/{number}", flush=True)
+
+    for start in itertools.count(step=500):
+        await together([one(f"b{number // 2}", number % 2) for number in range(start, start + 500)])
+
+
+async def _write(ledgers: Sequence[Ledger], first: int) -> int:
+    """Record one resource of every bundle through each ledger; how many bundles that completed."""
+    outcomes = await together(
+        [
+            ledger.record(entry(f"b{number}", first + at, count=8))
+            for number in range(WRITTEN_BUNDLES)
+            for at, ledger in enumerate(ledgers)
+        ]
+    )
+    return sum(outcome.completed for outcome in outcomes)
+
+
+async def _child(work: str, url: str, number: str = "0") -> None:
+    engine = open_engine(url)
+    await migrate(engine)
+    ledgers = [SqlLedger(engine), SqlLedger(open_engine(url))]
+    if work == "burst":
+        await _burst(ledgers[0])
+    else:
+        print(await _write(ledgers, 2 * int(number)))
+    for ledger in ledgers:
+        await ledger.aclose()
+
+
+if __name__ == "__main__":
+    asyncio.run(_child(*sys.argv[1:]))
