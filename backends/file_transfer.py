@@ -21,7 +21,7 @@ class Upload:
         self._tree = tree
         self._key = key
         self._parent, _, self._name = key.rpartition("/")
-        self._temporary = tree.temporary()
+        self._temporary = ""  # while the file has no name
         self._directory = -1
         self._file = -1
         self._digest = hashlib.sha256()
@@ -39,7 +39,7 @@ class Upload:
     def append(self, pieces: Sequence[bytes]) -> None:
         if self._directory < 0:
             self._directory = self._tree.directory(self._parent, create=True)
-            self._file = self._tree.create(self._directory, self._temporary)
+            self._create()
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._digest.update(data)
         self._size += len(data)
@@ -47,17 +47,22 @@ class Upload:
         while rest:
             rest = rest[os.write(self._file, rest) :]
 
+    def _create(self) -> None:
+        unnamed = self._tree.create_unnamed(self._directory)
+        if unnamed is None:
+            self._temporary = self._tree.temporary()
+            self._file = self._tree.create(self._directory, self._temporary)
+        else:
+            self._file = unnamed
+
     def finish(self, pieces: Sequence[bytes]) -> Receipt:
         self.append(pieces)
         os.fsync(self._file)
-        self._close_file()
         self._go_on()
-        created = self._tree.link(self._directory, self._temporary, self._name)
+        created = self._commit()
+        self._close_file()
         if not created:
             self._compare()
-        # A sweep that thought this write dead may have been faster.
-        with suppress(FileNotFoundError):
-            os.unlink(self._temporary, dir_fd=self._directory)
         # Also when the object was there before: its writer may have died between its commit and this.
         self._tree.sync(self._directory, self._parent)
         self._close_directory()
@@ -65,12 +70,22 @@ class Upload:
 
     def discard(self) -> None:
         """Remove what is left of an unfinished write. What cannot be removed now is left to the sweep."""
-        if self._directory >= 0:
+        if self._temporary and self._directory >= 0:
             with suppress(OSError):
                 os.unlink(self._temporary, dir_fd=self._directory)
         with suppress(OSError):
             self._close_file()
         self._close_directory()
+
+    def _commit(self) -> bool:
+        """Give the file its final name. False when that is taken."""
+        if not self._temporary:
+            return self._tree.link_unnamed(self._directory, self._file, self._name)
+        created = self._tree.link(self._directory, self._temporary, self._name)
+        # A sweep that thought this write dead may have been faster.
+        with suppress(FileNotFoundError):
+            os.unlink(self._temporary, dir_fd=self._directory)
+        return created
 
     def _compare(self) -> None:
         """Return when the object under the key equals what was written, having made it durable; else `Conflict`."""

@@ -10,8 +10,10 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
+from threading import Lock
 
 from backends.base import ObjectStat
 from backends.errors import InvalidKey, Unavailable, Unsupported
@@ -22,14 +24,28 @@ _BELOW = _DIRECTORY | os.O_NOFOLLOW
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
+_UNNAMED = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
+
 _TEMP_HEAD, _TEMP_TAIL = ".transload-", ".part"
 _REMEMBERED = 10_000
 
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
+_NO_UNNAMED = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EISDIR, errno.EINVAL})
+"""What file systems without O_TMPFILE answer; kernels older than it take the flag for O_DIRECTORY."""
 
 
 def is_temporary(name: str) -> bool:
     return name.startswith(_TEMP_HEAD) and name.endswith(_TEMP_TAIL)
+
+
+@dataclass(slots=True)
+class _Turn:
+    """The fsyncs of one directory, while anybody waits for one."""
+
+    lock: Lock = field(default_factory=Lock)
+    users: int = 0
+    asked: int = 0
+    done: int = 0
 
 
 class Tree:
@@ -45,6 +61,9 @@ class Tree:
         self._count = itertools.count()
         self._real = ""
         self._durable: set[str] = set()
+        self._has_unnamed = True
+        self._turns: dict[str, _Turn] = {}
+        self._turns_lock = Lock()
 
     def prepare(self) -> None:
         """Create the root, each new directory entry made durable, and learn the root's real path."""
@@ -143,7 +162,7 @@ class Tree:
 
         Whoever made a directory may not have come this far yet, so everyone who first writes into it makes sure.
         """
-        os.fsync(directory)
+        self._sync_entries(directory, parent)
         above = os.dup(directory) if parent and parent not in self._durable else -1
         synced: list[str] = []
         try:
@@ -161,9 +180,51 @@ class Tree:
             self._durable.clear()
         self._durable.update(synced)
 
+    def _sync_entries(self, directory: int, parent: str) -> None:
+        """Fsync the directory, or wait for one that began after this call: writers of one directory share them.
+
+        A failure is not shared: each descriptor was opened before it and reports it by itself.
+        """
+        with self._turns_lock:
+            turn = self._turns.setdefault(parent, _Turn())
+            turn.users += 1
+            turn.asked += 1
+            ticket = turn.asked
+        try:
+            with turn.lock:
+                if turn.done < ticket:
+                    asked = turn.asked
+                    os.fsync(directory)
+                    turn.done = asked
+        finally:
+            with self._turns_lock:
+                turn.users -= 1
+                if not turn.users:
+                    del self._turns[parent]
+
+    def create_unnamed(self, directory: int) -> int | None:
+        """A descriptor of a file without a name, which vanishes with the process; None where there are none."""
+        if not self._has_unnamed:
+            return None
+        try:
+            return os.open(".", _UNNAMED, 0o666, dir_fd=directory)
+        except OSError as exc:
+            if exc.errno not in _NO_UNNAMED:
+                raise
+        self._has_unnamed = False
+        return None
+
     def create(self, directory: int, temporary: str) -> int:
         """A descriptor to write a new file with; the umask decides who may read it."""
         return os.open(temporary, _CREATE, 0o666, dir_fd=directory)
+
+    def link_unnamed(self, directory: int, file: int, name: str) -> bool:
+        """The commit of an unnamed file. False when the name is taken. See open(2), O_TMPFILE."""
+        try:
+            os.link(f"/proc/self/fd/{file}", name, dst_dir_fd=directory, follow_symlinks=True)
+        except FileExistsError:
+            return False
+        return True
 
     def link(self, directory: int, temporary: str, name: str) -> bool:
         """The commit. False when the name is taken."""

@@ -8,8 +8,10 @@ ignored; unknown types and versions are refused.
 """
 
 import base64
-import binascii
 import json
+import math
+import re
+from collections import Counter
 from hashlib import sha256
 from typing import Annotated, Any, Literal, cast
 
@@ -21,12 +23,18 @@ from handlers.errors import Refused
 DEFAULT_LIMIT = 256 * 1024
 """Largest message decoded, in bytes."""
 
+_DEPTH = 100
+"""Levels of nesting read: whatever writes it again (database, notification, manifest) recurses once a level."""
+
 _ENVELOPES = 3
 """How many wrappings are opened: SNS around a CloudEvent is two; more is somebody playing."""
 
 
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
 def _one_line(text: str) -> str:
-    if any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 for char in text):
+    if _CONTROLS.search(text):
         raise ValueError("control characters are not allowed")
     return text
 
@@ -171,7 +179,11 @@ def _parse(text: bytes | str) -> dict[str, Any]:
     try:
         if isinstance(text, bytes):
             text = text.decode()
-        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+        value = json.loads(
+            text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant, parse_float=_finite
+        )
+        if _too_deep(value):
+            raise RecursionError
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeDecodeError as exc:
@@ -190,10 +202,30 @@ def _parse(text: bytes | str) -> dict[str, Any]:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
         raise ValueError(f"the name {_short(twice)} appears twice in one object")
     return found
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError("a number is beyond what a double holds")
+    return number
+
+
+def _too_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (
+                outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ()
+            )
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _no_constant(name: str) -> None:
@@ -217,7 +249,7 @@ def _cloud_event(event: dict[str, Any]) -> dict[str, Any]:
     if data is None and isinstance(event.get("data_base64"), str):
         try:
             data = _parse(base64.b64decode(event["data_base64"], validate=True))
-        except binascii.Error as exc:
+        except ValueError as exc:  # binascii.Error, or plain for text that is not ASCII
             raise Refused("malformed", "data_base64 of the CloudEvent is not base64") from exc
     if not isinstance(data, dict):
         raise Refused("malformed", "the CloudEvent carries no JSON object in data")

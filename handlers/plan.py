@@ -136,5 +136,5 @@ def find_source(sources: Sequence[StagingSource], location: str) -> tuple[Stagin
     known = ", ".join(f"{source.location}{source.prefix}" for source in sources)
     raise Refused(
         "staging_not_allowed",
-        f"location {location[:200]!a} is not under a configured staging source ({known})",
+        f"location {location.partition('?')[0][:200]!a} is not under a configured staging source ({known})",
     )

@@ -18,7 +18,7 @@ from handlers.resource_fetched import ResourceFetchedHandler
 from worker.disposition import RetryPolicy
 from worker.health import AdminServer, Health
 from worker.ledger.base import Ledger
-from worker.ledger.database import check_schema, migrate, open_engine
+from worker.ledger.database import check_schema, migrate, open_database
 from worker.ledger.sql import SqlLedger
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
@@ -114,15 +114,15 @@ async def open_ledger(settings: Settings) -> AsyncIterator[Ledger]:
 
     Raises `SchemaMismatch`, `LedgerUnavailable` or `LedgerCorrupt`.
     """
-    engine = open_engine(settings.ledger.url)
+    database = open_database(settings.ledger.url)
     try:
-        if engine.dialect.name == "sqlite":
-            await migrate(engine)
-        await check_schema(engine)
+        if database.dialect == "sqlite":
+            await migrate(database)
+        await check_schema(database)
     except BaseException:
-        await engine.dispose()
+        await database.aclose()
         raise
-    ledger = SqlLedger(engine)
+    ledger = SqlLedger(database)
     try:
         yield ledger
     finally:

@@ -25,7 +25,7 @@ from worker import demo as demonstration
 from worker.health import AdminError
 from worker.ledger.base import BundleState, LedgerError
 from worker.ledger.database import migrate as migrate_database
-from worker.ledger.database import open_engine
+from worker.ledger.database import open_database
 from worker.producer import ProducerError
 from worker.publishers.base import PublishError
 from worker.publishers.embedded import EmbeddedPublisher
@@ -304,11 +304,11 @@ def migrate(context: typer.Context) -> None:
     settings = _obj(context).settings()
 
     async def work() -> str | None:
-        engine = open_engine(settings.ledger.url)
+        database = open_database(settings.ledger.url)
         try:
-            return await migrate_database(engine)
+            return await migrate_database(database)
         finally:
-            await engine.dispose()
+            await database.aclose()
 
     render.migrated(_run(work()))
 

@@ -134,12 +134,15 @@ class LeaseKeeper:
                 if not delivery.held:
                     delivery.lose()
             return
-        for handle, delivery in held.items():
+        # What was settled meanwhile is no longer there to be renewed, and no loss.
+        still_held = {handle: delivery for handle, delivery in held.items() if delivery in self._held}
+        lost &= still_held.keys()
+        for handle, delivery in still_held.items():
             if handle in lost:
                 delivery.lose()
             else:
                 delivery.extended(asked_at + self.queue.lease)
-        self._metrics.visibility_extensions.labels(result="ok").inc(len(held) - len(lost))
+        self._metrics.visibility_extensions.labels(result="ok").inc(len(still_held) - len(lost))
         if lost:
             self._metrics.visibility_extensions.labels(result="lost").inc(len(lost))
             self._log.warning("leases lost", lost=len(lost))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from backends.errors import Conflict, IntegrityError, StorageError
 from handlers.errors import HandlerError, PayloadMissing, Refused
-from worker.ledger.base import LedgerError
+from worker.ledger.base import LedgerError, LedgerRefused
 from worker.queues.base import Dead, Disposition, Retry
 
 
@@ -35,12 +35,13 @@ def decide(error: Exception, attempt: int, policy: RetryPolicy, random: Callable
 
     - what can never succeed is dead at once, with its reason
     - what may succeed later is retried, and dead after `policy.max_attempts`
-    - a ledger that does not answer says nothing about the message: that is retried without limit
+    - a ledger that does not answer says nothing about the message: that is retried without limit; one that answers and
+      refuses this entry does
     - an error nobody foresaw is treated like one that may pass, because losing a message to a bug is worse
     """
     if isinstance(error, Refused):
         return Dead(error.reason, error.detail)
-    if isinstance(error, LedgerError):
+    if isinstance(error, LedgerError) and not isinstance(error, LedgerRefused):
         return Retry(policy.delay(attempt, random))
     if isinstance(error, (HandlerError, StorageError)) and not error.retryable:
         return Dead(reason_for(error), str(error))
@@ -59,4 +60,6 @@ def reason_for(error: Exception) -> str:
         return "conflict"
     if isinstance(error, StorageError):
         return "storage_failed"
+    if isinstance(error, LedgerRefused):
+        return "ledger_refused"
     return "internal_error"

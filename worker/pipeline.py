@@ -73,6 +73,8 @@ class Pipeline:
         return Ack()
 
     def _tell(self, command: Command, outcome: Recorded) -> None:
+        if outcome.conflict:
+            raise Refused("conflict", f"message id {command.id!a} was used before for something else")
         if outcome.late:
             self._log.warning(
                 "late resource: stored, but its bundle was complete already", message=command.id

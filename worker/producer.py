@@ -14,10 +14,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from backends.base import Attributes, StorageBackend
 from backends.errors import Conflict
 from handlers.bids import BidFactory
+from handlers.errors import Refused
 from handlers.messages import (
     Bundle,
     BundleClosed,
@@ -26,6 +28,7 @@ from handlers.messages import (
     Payload,
     Resource,
     ResourceFetched,
+    decode,
     encode,
 )
 from handlers.naming import resource_id, resource_name
@@ -129,6 +132,7 @@ class BundleStorageContext:
         self._source = source
         self._announced: set[str] = set()
         self._adding = 0
+        self._closed = False
 
     @property
     def bid(self) -> str:
@@ -148,6 +152,8 @@ class BundleStorageContext:
         Raises `ProducerError` when the URL was added before with other bytes, the stream's own errors, a `StorageError`
         or a `QueueError`. After any of them the same call may be made again.
         """
+        if self._closed:
+            raise ProducerError(f"bundle {self.bid} is closed; start another one for {url}")
         self._adding += 1
         try:
             resource = Resource(
@@ -194,11 +200,16 @@ class BundleStorageContext:
             metadata=dict(metadata),
         )
         await self._send(BundleClosed(id=f"{self.bid}/closed", bundle=bundle))
+        # After the work and not before: a complete() that failed may be called again and then does it.
+        self._closed = True
 
     async def _send(self, command: Command) -> None:
-        await self._queue.send(
-            [OutgoingMessage(encode(command), group=self.bid, deduplication_id=command.id)]
-        )
+        try:
+            body = encode(command)
+            decode(body)
+        except (PydanticSerializationError, Refused) as exc:
+            raise ProducerError(f"the worker would refuse message {command.id!r}: {exc}") from exc
+        await self._queue.send([OutgoingMessage(body, group=self.bid, deduplication_id=command.id)])
 
 
 def _reason(error: ValidationError) -> str:

@@ -6,6 +6,7 @@ its claim runs out. A crash between publish and mark publishes again, with the s
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -90,7 +91,13 @@ class Relay:
 
     async def _announce(self, rows: Sequence[OutboxRow]) -> None:
         gate = asyncio.Semaphore(_FINALIZED_AT_ONCE)
-        finalized = await asyncio.gather(*(self._finalized(row, gate) for row in rows))
+        # Every one is waited for, also when one fails: none may go on once the claim is no longer renewed.
+        finalized = await asyncio.gather(
+            *(self._finalized(row, gate) for row in rows), return_exceptions=True
+        )
+        for failure in finalized:
+            if isinstance(failure, BaseException):
+                raise failure
         ready = [row for row, done in zip(rows, finalized, strict=True) if done]
         outcomes = await self._publisher.publish([_notification(row) for row in ready])
         accepted = []
@@ -104,6 +111,7 @@ class Relay:
         marked = await self._ledger.mark_published(accepted)
         self._metrics.outbox_publish.labels(result="ok").inc(marked)
         for row in accepted:
+            self._metrics.outbox_delivery_lag_seconds.observe(max(0.0, time.time() - row.completed_at / 1000))
             self._log.info("bundle published", bid=row.bid, recipe_id=row.recipe_id, event_id=row.event_id)
 
     async def _finalized(self, row: OutboxRow, gate: asyncio.Semaphore) -> bool:
@@ -123,6 +131,8 @@ class Relay:
         bundle = await self._ledger.bundle(row.bid)
         if bundle is None:
             raise _TargetGone(f"bundle {row.bid} is in the outbox but not in the ledger")
+        if row.attempts == 1:
+            self._metrics.bundle_completion_seconds.observe((row.completed_at - bundle.created_at) / 1000)
         for place in bundle.targets:
             target = self._targets.get(place.target)
             if target is None:

@@ -37,7 +37,7 @@ async def verify(
     async for resource in ledger.resources(bundle.bid):
         for stored in resource.objects:
             if not resource.late:
-                listed[stored.target][stored.key] = stored.sha256
+                listed.setdefault(stored.target, {})[stored.key] = stored.sha256
             await _check_object(stored, targets, result)
             checked(stored)
     if bundle.state == "published":

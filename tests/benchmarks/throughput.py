@@ -116,14 +116,16 @@ def main() -> None:
     options = parser.parse_args()
     logs.configure("warning", "auto", sys.stderr)
     ours, peers = [], []
+    shutil.rmtree(ROOT, ignore_errors=True)
     for number in range(options.rounds):
-        shutil.rmtree(ROOT, ignore_errors=True)
-        folders = make_payloads(ROOT / "in", options.resources, options.bundles, options.size)
-        settings = load_settings(file=None, home=ROOT / "home", environ={})
+        # A fresh folder a round: ext4 makes whoever creates files pay for those deleted a moment ago.
+        root = ROOT / f"round-{number}"
+        folders = make_payloads(root / "in", options.resources, options.bundles, options.size)
+        settings = load_settings(file=None, home=root / "home", environ={})
         asyncio.run(stage(settings, folders))
         ours.append(options.resources / asyncio.run(work(settings, options.bundles)))
         home = settings.home
-        peers.append(options.resources / bare_pool(home / "storage", home / "staging", ROOT / "peer"))
+        peers.append(options.resources / bare_pool(home / "storage", home / "staging", root / "peer"))
         print(
             f"round {number + 1}: transload {ours[-1]:7,.0f} resources/s   bare pool {peers[-1]:7,.0f} resources/s"
             f"   ratio {ours[-1] / peers[-1]:.2f}",

@@ -41,8 +41,12 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 HOUR = 3_600.0
-TARGETS = (BundleTarget("disk", "d/folder", "d/manifest"), BundleTarget("cloud", "c/folder", "c/manifest"))
 NOTHING = Recorded()
+
+
+def targets(bid: str) -> tuple[BundleTarget, ...]:
+    """Where a bundle lies."""
+    return tuple(BundleTarget(name, f"{name}/{bid}", f"{name}/{bid}/manifest") for name in ("disk", "cloud"))
 
 
 def entry(bid: str, number: int = 0, *, count: int | None = None, **changes: Any) -> Entry:
@@ -55,7 +59,7 @@ def entry(bid: str, number: int = 0, *, count: int | None = None, **changes: Any
         primary_url="https://example.com/é",
         resources_count=count,
         meta={"run": "1", "text": "é😀"},
-        targets=TARGETS,
+        targets=targets(bid),
         resource=StoredResource(
             resource_id=f"r{number:05}",
             url=f"https://example.com/{number}",
@@ -65,7 +69,7 @@ def entry(bid: str, number: int = 0, *, count: int | None = None, **changes: Any
             location=f"s3://staging/{number}",
             objects=tuple(
                 StoredObject(t.target, f"{t.storage_key}/{number}", number, "0" * 64, "etag", "v1")
-                for t in sorted(TARGETS, key=lambda target: target.target)
+                for t in sorted(targets(bid), key=lambda target: target.target)
             ),
         ),
     )
@@ -212,7 +216,7 @@ class LedgerConformance:
         assert (bundle.bid, bundle.recipe_id, bundle.primary_url) == ("b", "recipe", "https://example.com/é")
         assert (bundle.state, bundle.resources_count, bundle.stored_count) == ("open", 2, 1)
         assert (bundle.closed, bundle.meta, bundle.metadata) == (False, {"run": "1", "text": "é😀"}, {})
-        assert bundle.targets == TARGETS
+        assert bundle.targets == targets("b")
         assert bundle.completed_at is bundle.published_at is None
         assert await listed(ledger, "b") == [first.resource]
         assert await ledger.bundle("other") is None
@@ -273,7 +277,7 @@ class LedgerConformance:
         assert body["resources_count"] == stored
         assert body["metadata"].get("source") == (None if counted_by == "messages" else "x")
         assert [target["target"] for target in body["targets"]] == ["disk", "cloud"]
-        assert (body["event_id"], body["storage_key"]) == (event_id("b"), "d/folder")
+        assert (body["event_id"], body["storage_key"]) == (event_id("b"), "disk/b")
 
     async def test_case_9_the_last_two_resources_on_two_workers(self, database: Database) -> None:
         ledgers = [database.open(), database.open()]

@@ -1,5 +1,6 @@
 """Runs the suite for every kind of database, then what only concerns SQLite files, their schema and their faults."""
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -71,6 +72,14 @@ def run_sql(path: Path, *statements: str) -> None:
     connection.close()
 
 
+def damage(path: Path, first: int) -> None:
+    """Overwrite the head of every page from `first` on, as a failing disk may."""
+    damaged = bytearray(path.read_bytes())
+    for at in range(first * 4_096, len(damaged), 4_096):
+        damaged[at : at + 64] = b"\xa5" * 64
+    path.write_bytes(damaged)
+
+
 async def start(engine: AsyncEngine) -> None:
     """What a worker does before it takes messages."""
     await migrate(engine)
@@ -137,14 +146,14 @@ async def test_case_12_a_migration_that_did_not_commit_is_done_anew(path: Path, 
 
 
 async def test_case_55_an_empty_database_is_not_worked_with(engine: AsyncEngine) -> None:
-    with pytest.raises(SchemaMismatch, match="schema none.*transload migrate"):
+    with pytest.raises(SchemaMismatch, match=r"schema none.*transload migrate"):
         await check_schema(engine)
 
 
 async def test_case_55_an_older_schema_asks_for_a_migration(path: Path, engine: AsyncEngine) -> None:
     await migrate(engine)
     run_sql(path, "UPDATE alembic_version SET version_num = '0000'")
-    with pytest.raises(SchemaMismatch, match="schema 0000.*transload migrate"):
+    with pytest.raises(SchemaMismatch, match=r"schema 0000.*transload migrate"):
         await check_schema(engine)
 
 
@@ -152,16 +161,23 @@ async def test_case_55_a_newer_schema_is_left_alone(path: Path, engine: AsyncEng
     await migrate(engine)
     run_sql(path, "UPDATE alembic_version SET version_num = '9999'")
     for attempt in (migrate, check_schema):
-        with pytest.raises(SchemaMismatch, match="schema 9999.*newer transload"):
+        with pytest.raises(SchemaMismatch, match=r"schema 9999.*newer transload"):
             await attempt(engine)
 
 
-@pytest.mark.parametrize("content", [b"this is no database, whatever its name says" * 100, b"\xff" * 8_192])
-async def test_case_54_what_is_no_database_is_refused(path: Path, engine: AsyncEngine, content: bytes) -> None:
+@pytest.fixture(params=[b"this is no database, whatever its name says" * 100, b"\xff" * 8_192])
+def no_database(request: pytest.FixtureRequest, path: Path) -> bytes:
+    content: bytes = request.param
     path.write_bytes(content)
+    return content
+
+
+async def test_case_54_what_is_no_database_is_refused(
+    path: Path, engine: AsyncEngine, no_database: bytes
+) -> None:
     with pytest.raises(LedgerCorrupt, match=r"ledger\.db is damaged.*backup"):
         await start(engine)
-    assert path.read_bytes() == content, "evidence is not touched"
+    assert await asyncio.to_thread(path.read_bytes) == no_database, "evidence is not touched"
 
 
 async def test_case_54_a_flipped_page_is_refused_at_the_start(path: Path, engine: AsyncEngine) -> None:
@@ -169,11 +185,7 @@ async def test_case_54_a_flipped_page_is_refused_at_the_start(path: Path, engine
     await migrate(writing._engine)
     await together([writing.record(entry(f"b{number}", count=1)) for number in range(200)])
     await writing.aclose()
-    damaged = bytearray(path.read_bytes())
-    page = 4_096
-    for start_of_page in range(len(damaged) // 2 // page * page, len(damaged), page):
-        damaged[start_of_page : start_of_page + 64] = b"\xa5" * 64
-    path.write_bytes(damaged)
+    damage(path, first=10)
     with pytest.raises(LedgerCorrupt, match="damaged"):
         await start(engine)
 
@@ -183,10 +195,7 @@ async def test_case_54_a_page_that_flips_under_a_running_worker(path: Path) -> N
     await migrate(ledger._engine)
     await together([ledger.record(entry("b", number)) for number in range(500)])
     await ledger.aclose()
-    damaged = bytearray(path.read_bytes())
-    for start_of_page in range(4_096, len(damaged), 4_096):
-        damaged[start_of_page : start_of_page + 64] = b"\xa5" * 64
-    path.write_bytes(damaged)
+    damage(path, first=1)
     ledger = SqlLedger(open_engine(f"sqlite:///{path}"))
     with pytest.raises(LedgerCorrupt, match="damaged"):
         await ledger.find("b/0")
@@ -195,7 +204,7 @@ async def test_case_54_a_page_that_flips_under_a_running_worker(path: Path) -> N
     await ledger.aclose()
 
 
-async def test_case_53_a_full_disk_pauses_and_resumes_unaided(path: Path, engine: AsyncEngine) -> None:
+async def test_case_53_a_full_disk_pauses_and_resumes_unaided(engine: AsyncEngine) -> None:
     await migrate(engine)
     room = 1_000_000
 
@@ -249,7 +258,7 @@ def test_urls_that_cannot_be_used(url: str) -> None:
 
 
 async def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
+    await asyncio.to_thread((tmp_path / "file").write_text, "x")
     engine = open_engine(f"sqlite:///{tmp_path}/file/ledger.db")
     with pytest.raises(LedgerError):
         await migrate(engine)
@@ -257,12 +266,12 @@ async def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
 
 
 async def test_a_folder_where_the_file_should_be(path: Path, engine: AsyncEngine) -> None:
-    path.mkdir()
+    await asyncio.to_thread(path.mkdir)
     with pytest.raises(LedgerUnavailable):
         await start(engine)
 
 
-async def test_case_50_claims_follow_the_clock_of_the_database(path: Path, engine: AsyncEngine) -> None:
+async def test_case_50_claims_follow_the_clock_of_the_database(engine: AsyncEngine) -> None:
     """The time of a due row is written by the database itself, in milliseconds since the epoch."""
     await migrate(engine)
     ledger = SqlLedger(engine)

@@ -73,6 +73,10 @@ class World:
         return not any([await contents(target) for target in self.targets.values()])
 
 
+def temporary_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.name.endswith(".part")]
+
+
 @pytest.fixture(params=["file", "memory"])
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     if request.param == "memory":
@@ -82,7 +86,7 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     yield World(*backends)
     for backend in backends:
         await backend.aclose()
-    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".part")]
+    assert temporary_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("promised", [True, False])
@@ -233,8 +237,8 @@ async def test_a_cancelled_run_leaves_nothing(world: World) -> None:
                 async def __aenter__(self) -> AsyncIterator[bytes]:
                     return self.chunks(await opened.__aenter__())
 
-                async def __aexit__(self, *exc_info: Any) -> bool | None:
-                    return await opened.__aexit__(*exc_info)
+                async def __aexit__(self, *exc_info: object) -> bool | None:
+                    return await opened.__aexit__(*exc_info)  # type: ignore[arg-type] # object is what the protocol hands on
 
                 async def chunks(self, source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                     async for chunk in source:

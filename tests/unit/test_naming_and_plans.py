@@ -206,11 +206,10 @@ def test_no_location_leaves_its_source(rest: str) -> None:
     for location in (f"{FILE.location}{rest}", f"{FILE.location}{quote(rest)}", f"{S3.location}{rest}"):
         try:
             source, key = find_source(SOURCES, location)
-        except Refused as error:
-            assert error.reason == "staging_not_allowed"
-        else:
-            assert check_key(key) == key
-            assert key.startswith(source.prefix)
+        except Refused:
+            continue
+        assert check_key(key) == key
+        assert key.startswith(source.prefix)
 
 
 ROUTE = Route("default", (Target("disk", FolderLayout()), Target("cloud", ObjectLayout("p"))))

@@ -26,6 +26,7 @@ class LedgerError(Exception):
 
     LedgerError
     ├── LedgerUnavailable   not reachable, busy, or out of room: later may be better
+    ├── LedgerRefused       the database answered and will not have this entry
     ├── SchemaMismatch      migrate first, or this release is too old for the database
     └── LedgerCorrupt       the database file is damaged
     """
@@ -37,6 +38,10 @@ class LedgerUnavailable(LedgerError):
     """Not reachable, busy, or out of room: later may be better."""
 
     retryable = True
+
+
+class LedgerRefused(LedgerError):
+    """The database answered and will not have this entry; its neighbours are not concerned."""
 
 
 class SchemaMismatch(LedgerError):
@@ -101,10 +106,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What `record` did: `completed` for the one entry that completed its bundle, `late` when the bundle already was."""
+    """What `record` did."""
 
     completed: bool = False
+    """This is the one entry that completed its bundle."""
     late: bool = False
+    """Its bundle had been completed before."""
+    conflict: bool = False
+    """Its message id stands for something else already; nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)

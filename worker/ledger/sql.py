@@ -5,15 +5,13 @@ Constructed by `connect` in worker/ledger/database.py. Differences between the t
 transactions begin IMMEDIATE) and its compiler leaves out.
 """
 
-import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-from sqlalchemy import Connection, Row, Select, bindparam, func, select, tuple_, update
+from sqlalchemy import Connection, Row, Select, Table, bindparam, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from handlers.plan import BundleTarget
 from worker import notification
@@ -30,10 +28,8 @@ from worker.ledger.base import (
     StoredResource,
     Summary,
 )
-from worker.ledger.database import translated
+from worker.ledger.database import Database
 from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources
-
-_Result = TypeVar("_Result")
 
 _COMMIT_LIMIT = 200
 """Entries a transaction takes at most: enough to hide the fsync, few enough to keep it short."""
@@ -45,21 +41,22 @@ _PAGE = 500
 class SqlLedger:
     """See worker/ledger/base.py for the contract."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        """Takes over the engine: `aclose` disposes of it."""
-        self._engine = engine
-        self._reader = engine.execution_options(read_only=True)
-        dialect = sqlite if engine.dialect.name == "sqlite" else postgresql
-        self._insert = cast("Callable[..., sqlite.Insert]", dialect.insert)
+    def __init__(self, database: Database) -> None:
+        """Takes over the database: `aclose` closes it."""
+        self._database = database
+        dialect = sqlite if database.dialect == "sqlite" else postgresql
+        self._insert_new = {
+            table: cast("Callable[..., sqlite.Insert]", dialect.insert)(table)
+            .on_conflict_do_nothing()
+            .returning(*table.primary_key.columns)
+            for table in (messages, bundles, resources, objects, outbox)
+        }
         self._records: Batcher[Entry, Recorded] = Batcher(
             self._record_all, limit=_COMMIT_LIMIT, name="ledger-record"
         )
         self._finds: Batcher[str, str | None] = Batcher(
             self._find_all, limit=_COMMIT_LIMIT, name="ledger-find"
         )
-        self._writing: set[asyncio.Task[Any]] = set()
-        # SQLite has one writer at a time: waiting here is fair and cheap, waiting for its lock is neither.
-        self._one_writer = asyncio.Semaphore(1 if engine.dialect.name == "sqlite" else 8)
 
     async def find(self, message_id: str) -> str | None:
         return await self._finds.submit(message_id)
@@ -93,7 +90,7 @@ class SqlLedger:
                 outbox.c.generation,
             )
         )
-        rows = await self._write(lambda conn: conn.execute(statement).all())
+        rows = await self._database.write(lambda conn: conn.execute(statement).all())
         return sorted((OutboxRow(*row) for row in rows), key=lambda row: (row.completed_at, row.event_id))
 
     async def renew(self, rows: Sequence[OutboxRow], lease: float) -> int:
@@ -109,7 +106,7 @@ class SqlLedger:
             )
             return len(marked)
 
-        return await self._write(work) if rows else 0
+        return await self._database.write(work) if rows else 0
 
     async def postpone(self, row: OutboxRow, delay: float, error: str) -> bool:
         return bool(await self._change([row], due_at=now_ms() + _ms(delay), error=error))
@@ -119,24 +116,24 @@ class SqlLedger:
 
     async def pending(self) -> int:
         statement = select(func.count()).select_from(outbox).where(outbox.c.state == "pending")
-        return await self._read(lambda conn: conn.execute(statement).scalar_one())
+        return await self._database.read(lambda conn: conn.execute(statement).scalar_one())
 
     async def bundle(self, bid: str) -> BundleRecord | None:
         statement = select(bundles).where(bundles.c.bid == bid)
-        row = await self._read(lambda conn: conn.execute(statement).one_or_none())
+        row = await self._database.read(lambda conn: conn.execute(statement).one_or_none())
         return None if row is None else _bundle(row)
 
     async def bundles(self, state: BundleState | None = None, limit: int = 100) -> Sequence[BundleRecord]:
         statement = select(bundles).order_by(bundles.c.created_at.desc(), bundles.c.bid.desc()).limit(limit)
         if state is not None:
             statement = statement.where(bundles.c.state == state)
-        rows = await self._read(lambda conn: conn.execute(statement).all())
+        rows = await self._database.read(lambda conn: conn.execute(statement).all())
         return [_bundle(row) for row in rows]
 
     async def resources(self, bid: str) -> AsyncIterator[StoredResource]:
         after = ""
         while True:
-            page = await self._read(lambda conn, after=after: _resource_page(conn, bid, after))  # type: ignore[misc] # mypy: no type for a lambda's default
+            page = await self._database.read(lambda conn, after=after: _resource_page(conn, bid, after))  # type: ignore[misc] # mypy: no type for a lambda's default
             for resource in page:
                 yield resource
             if len(page) < _PAGE:
@@ -150,27 +147,27 @@ class SqlLedger:
             .order_by(outbox.c.completed_at)
             .limit(limit)
         )
-        rows = await self._read(lambda conn: conn.execute(statement).all())
+        rows = await self._database.read(lambda conn: conn.execute(statement).all())
         return [ParkedRow(*row) for row in rows]
 
     async def summary(self) -> Summary:
-        return await self._read(_summary)
+        return await self._database.read(_summary)
 
     async def aclose(self) -> None:
         await self._records.aclose()
         await self._finds.aclose()
-        if self._writing:
-            await asyncio.wait(self._writing)
-        await self._engine.dispose()
+        await self._database.aclose()
 
     async def _find_all(self, ids: Sequence[str]) -> Sequence[str | None]:
         statement = select(messages.c.id, messages.c.fingerprint).where(messages.c.id.in_(ids))
-        found = dict(await self._read(lambda conn: [(row[0], row[1]) for row in conn.execute(statement)]))
+        found = dict(
+            await self._database.read(lambda conn: [(row[0], row[1]) for row in conn.execute(statement)])
+        )
         return [found.get(message_id) for message_id in ids]
 
     async def _record_all(self, entries: Sequence[Entry]) -> Sequence[Recorded | BaseException]:
         try:
-            return await self._write(lambda conn: self._commit(conn, entries))
+            return await self._database.write(lambda conn: self._commit(conn, entries))
         except LedgerError as exc:
             if exc.retryable or len(entries) == 1:
                 raise
@@ -184,30 +181,44 @@ class SqlLedger:
         return outcomes
 
     def _commit(self, conn: Connection, entries: Sequence[Entry]) -> Sequence[Recorded]:
-        """The transaction behind `record`. Row locks are taken in the order of bids, so that two workers cannot deadlock."""
+        """The transaction behind `record`. Locks are taken in the order of ids, then of bids: two workers cannot deadlock."""
         now = conn.execute(select(now_ms())).scalar_one()
-        known = self._lock_bundles(conn, entries, now)
-        self._insert_new(conn, messages, (_message_row(entry, now) for entry in entries))
-        inserted = self._insert_new(
-            conn, resources, (_resource_row(e, known[e.bid], now) for e in entries if e.resource is not None)
+        meaning = self._claim_ids(conn, entries, now)
+        accepted = [entry for entry in entries if meaning[entry.message_id] == entry.fingerprint]
+        known = self._lock_bundles(conn, accepted, now)
+        inserted = self._insert(
+            conn, resources, (_resource_row(e, known[e.bid], now) for e in accepted if e.resource is not None)
         )
-        self._insert_new(conn, objects, (row for e in entries for row in _object_rows(e)))
+        self._insert(
+            conn, objects, (row for e in accepted if _resource_key(e) in inserted for row in _object_rows(e))
+        )
         for bid, row in known.items():
-            mine = [entry for entry in entries if entry.bid == bid]
+            mine = [entry for entry in accepted if entry.bid == bid]
             _fold(row, mine, sum(1 for key in inserted if key[0] == bid), now)
         self._save_bundles(conn, [row for row in known.values() if row["changed"]])
         finished = {bid: row for bid, row in known.items() if row["completes"]}
-        self._insert_new(conn, outbox, (_outbox_row(row) for row in finished.values()))
-        last = {entry.bid: entry for entry in entries}
+        self._insert(conn, outbox, (_outbox_row(row) for row in finished.values()))
+        last = {entry.bid: entry for entry in accepted}
         return [
             Recorded(
                 completed=entry.bid in finished and entry is last[entry.bid],
-                late=known[entry.bid]["was"] != "open"
-                and entry.resource is not None
-                and (entry.bid, entry.resource.resource_id) in inserted,
+                late=known[entry.bid]["was"] != "open" and _resource_key(entry) in inserted,
             )
+            if meaning[entry.message_id] == entry.fingerprint
+            else Recorded(conflict=True)
             for entry in entries
         ]
+
+    def _claim_ids(self, conn: Connection, entries: Sequence[Entry], now: int) -> Mapping[str, str]:
+        """What each message id stands for, from now on or since before: two deliveries may race with one id."""
+        ordered = sorted(entries, key=lambda entry: entry.message_id)
+        fresh = self._insert(conn, messages, (_message_row(entry, now) for entry in ordered))
+        first = {entry.message_id: entry.fingerprint for entry in reversed(ordered)}
+        before = [message_id for message_id in first if (message_id,) not in fresh]
+        if before:
+            statement = select(messages.c.id, messages.c.fingerprint).where(messages.c.id.in_(before))
+            first.update((row[0], row[1]) for row in conn.execute(statement))
+        return first
 
     def _lock_bundles(
         self, conn: Connection, entries: Sequence[Entry], now: int
@@ -215,22 +226,19 @@ class SqlLedger:
         """The rows of all bundles concerned, made where they are new, held until commit."""
         first = {entry.bid: entry for entry in reversed(entries)}
         bids = sorted(first)
-        self._insert_new(conn, bundles, (_bundle_row(first[bid], now) for bid in bids))
+        self._insert(conn, bundles, (_bundle_row(first[bid], now) for bid in bids))
         statement = select(bundles).where(bundles.c.bid.in_(bids)).order_by(bundles.c.bid).with_for_update()
         return {
             row.bid: {**row._asdict(), "was": row.state, "changed": False, "completes": False}
             for row in conn.execute(statement)
         }
 
-    def _insert_new(
-        self, conn: Connection, table: Any, rows: Iterable[Mapping[str, Any]]
+    def _insert(
+        self, conn: Connection, table: Table, rows: Iterable[Mapping[str, Any]]
     ) -> set[tuple[Any, ...]]:
         """Insert the rows whose key is not there yet; the keys of those that were inserted."""
         values = list(rows)
-        if not values:
-            return set()
-        statement = self._insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
-        return {tuple(row) for row in conn.execute(statement, values)}
+        return {tuple(row) for row in conn.execute(self._insert_new[table], values)} if values else set()
 
     def _save_bundles(self, conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         columns = ("state", "resources_count", "stored_count", "closed", "metadata", "completed_at")
@@ -243,29 +251,7 @@ class SqlLedger:
             )
 
     async def _change(self, rows: Sequence[OutboxRow], **values: Any) -> Sequence[str]:
-        return await self._write(lambda conn: _change_claimed(conn, rows, **values)) if rows else []
-
-    async def _read(self, work: Callable[[Connection], _Result]) -> _Result:
-        with translated(self._engine.url):
-            async with self._reader.connect() as conn:
-                return await conn.run_sync(work)
-
-    async def _write(self, work: Callable[[Connection], _Result]) -> _Result:
-        """One transaction. A caller that is cancelled leaves it to finish: it is never half done, only unknown."""
-        task = asyncio.create_task(self._transaction(work), name="ledger-write")
-        self._writing.add(task)
-        task.add_done_callback(self._written)
-        return await asyncio.shield(task)
-
-    def _written(self, task: asyncio.Task[Any]) -> None:
-        self._writing.discard(task)
-        if not task.cancelled():
-            task.exception()  # whoever was cancelled cannot hear of it any more
-
-    async def _transaction(self, work: Callable[[Connection], _Result]) -> _Result:
-        with translated(self._engine.url):
-            async with self._one_writer, self._engine.begin() as conn:
-                return await conn.run_sync(work)
+        return await self._database.write(lambda conn: _change_claimed(conn, rows, **values)) if rows else []
 
 
 def _ms(seconds: float) -> int:
@@ -317,6 +303,10 @@ def _resource_row(entry: Entry, bundle: Mapping[str, Any], now: int) -> dict[str
         "late": bundle["state"] != "open",
         "recorded_at": now,
     }
+
+
+def _resource_key(entry: Entry) -> tuple[str, str] | None:
+    return None if entry.resource is None else (entry.bid, entry.resource.resource_id)
 
 
 def _object_rows(entry: Entry) -> Iterable[dict[str, Any]]:

@@ -15,6 +15,7 @@ The contract all adapters keep, proven by tests/conformance/test_queues.py:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -64,6 +65,18 @@ class Message:
     attributes: Mapping[str, str] = field(default_factory=dict)
     sent_at: float | None = None
     """Seconds since the epoch, by the queue's clock."""
+
+
+def obituary(message: Message, dead: Dead, source: str) -> Mapping[str, str]:
+    """The attributes `settle(Dead)` adds to the message's own, the same on every adapter. An empty detail is left out: SQS has no empty values."""
+    detail = {DETAIL_ATTRIBUTE: dead.detail} if dead.detail else {}
+    return {
+        REASON_ATTRIBUTE: dead.reason,
+        **detail,
+        SOURCE_ATTRIBUTE: source,
+        RECEIVE_COUNT_ATTRIBUTE: str(message.receive_count),
+        TIME_ATTRIBUTE: datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,8 +36,8 @@ from worker.queues.base import (
     QueueOptions,
     QueueUnavailable,
     Retry,
+    obituary,
 )
-from worker.queues.dead_letters import obituary
 from worker.sqlite import (
     Database,
     DatabaseBusy,

@@ -25,8 +25,8 @@ from worker.queues.base import (
     QueueOptions,
     QueueUnavailable,
     Retry,
+    obituary,
 )
-from worker.queues.dead_letters import obituary
 
 
 @dataclass(slots=True)

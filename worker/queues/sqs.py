@@ -47,8 +47,8 @@ from worker.queues.base import (
     QueueOptions,
     QueueUnavailable,
     Retry,
+    obituary,
 )
-from worker.queues.dead_letters import obituary
 
 LONGEST_POLL = 20
 LONGEST_HOLD = 43_200
