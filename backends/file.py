@@ -1,8 +1,9 @@
 """The backend for a directory: staging on a shared disk, targets on a mounted volume. Called through the port only.
 
-A write is a temporary file in the final directory, fsync, `link` to the final name, fsync of the directory. `link` never
-replaces, so it is what makes a write create-only; a file system without hard links (FAT, some FUSE and SMB mounts) is
-refused with `Unsupported` by `health` and by the first write.
+A write is a file without a name (or with a temporary one in the final directory), fsync, `link` to the final name, and an
+fsync of the directory, which concurrent writers share. `link` never replaces, so it is what makes a write create-only; a
+file system without hard links (FAT, some FUSE and SMB mounts) is refused with `Unsupported` by `health` and by the first
+write.
 
 How this adapter differs:
 
@@ -13,7 +14,8 @@ How this adapter differs:
 - A cancellation that arrives after `link` finds the object complete and leaves it: another writer may already have
   been told that it is there.
 - `delete` leaves empty directories, because a concurrent write may be about to use them.
-- A process killed in mid-write leaves its temporary file; `sweep` removes those.
+- Where the file system knows files without a name (O_TMPFILE), a process killed in mid-write leaves nothing. Elsewhere it
+  leaves its temporary file; `sweep` removes those.
 """
 
 import asyncio
@@ -22,7 +24,7 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
@@ -44,6 +46,7 @@ from backends.base import (
     check_key,
 )
 from backends.errors import InvalidKey, NotFound, PermissionDenied, StorageError, Unavailable, Unsupported
+from backends.file_small import SmallWrites
 from backends.file_transfer import Reader, Upload
 from backends.file_tree import Tree, is_temporary
 
@@ -91,6 +94,7 @@ class FileBackend:
         self._ended: deque[asyncio.Future[None]] = deque()
         self._waking = False
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="file-backend")
+        self._small = SmallWrites(self._tree, self._pool)
 
     @classmethod
     async def connect(cls, options: BackendOptions) -> Self:
@@ -137,8 +141,8 @@ class FileBackend:
             chunk = await self._run(reader.read, key) if reader.remaining else b""
 
     async def write(self, key: str, chunks: AsyncIterator[bytes], attributes: Attributes) -> Receipt:  # noqa: ARG002 - a directory keeps no attributes
-        """As the port says. Up to `CHUNK_SIZE` bytes and one chunk cost one hop; beyond, the next chunks are pulled
-        while the last ones are written.
+        """As the port says. Up to `CHUNK_SIZE` bytes and one chunk are stored together with other small writes; beyond, the
+        next chunks are pulled while the last ones are written.
         """
         upload = Upload(self._tree, self._check(key))
         gathered: list[bytes] = []
@@ -156,7 +160,7 @@ class FileBackend:
             if writing:
                 await self._result(writing, key, Unavailable)
                 writing = None
-            finishing = self._submit(partial(upload.finish, gathered))
+            finishing = self._finish(upload, gathered)
             return await self._result(finishing, key, Unavailable, stop=upload.stop)
         except BaseException:
             if writing:
@@ -164,6 +168,14 @@ class FileBackend:
             if upload.started:
                 await _finished(self._submit(upload.discard))
             raise
+
+    def _finish(self, upload: Upload, pieces: Sequence[bytes]) -> Future[Receipt]:
+        if upload.started:
+            return self._submit(partial(upload.finish, pieces))
+        try:
+            return self._small.submit(upload, pieces)
+        except RuntimeError as exc:
+            raise Unavailable(f"{self._location} is closed") from exc
 
     async def stat(self, key: str) -> ObjectStat | None:
         """Size only."""

@@ -1,4 +1,6 @@
-"""One write and one read of the file backend, step by step: every method blocks. Called by `backends.file` only."""
+"""One write and one read of the file backend, step by step: every method blocks. Called by `backends.file` and
+`backends.file_small`.
+"""
 
 import hashlib
 import os
@@ -20,9 +22,10 @@ class Upload:
     def __init__(self, tree: Tree, key: str) -> None:
         self._tree = tree
         self._key = key
-        self._parent, _, self._name = key.rpartition("/")
+        self.parent, _, self._name = key.rpartition("/")
         self._temporary = ""  # while the file has no name
         self._directory = -1
+        self._shared = False
         self._file = -1
         self._digest = hashlib.sha256()
         self._size = 0
@@ -38,8 +41,7 @@ class Upload:
 
     def append(self, pieces: Sequence[bytes]) -> None:
         if self._directory < 0:
-            self._directory = self._tree.directory(self._parent, create=True)
-            self._create()
+            self.begin(self._tree.directory(self.parent, create=True), shared=False)
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._digest.update(data)
         self._size += len(data)
@@ -47,25 +49,38 @@ class Upload:
         while rest:
             rest = rest[os.write(self._file, rest) :]
 
-    def _create(self) -> None:
-        unnamed = self._tree.create_unnamed(self._directory)
+    def begin(self, directory: int, *, shared: bool) -> None:
+        """Create the file. The descriptor of its directory is this upload's to close, unless it is shared."""
+        self._directory, self._shared = directory, shared
+        unnamed = self._tree.create_unnamed(directory)
         if unnamed is None:
             self._temporary = self._tree.temporary()
-            self._file = self._tree.create(self._directory, self._temporary)
+            self._file = self._tree.create(directory, self._temporary)
         else:
             self._file = unnamed
 
     def finish(self, pieces: Sequence[bytes]) -> Receipt:
         self.append(pieces)
+        self.sync()
+        receipt = self.commit()
+        self._tree.sync(self._directory, self.parent)
+        self.leave()
+        return receipt
+
+    def sync(self) -> None:
+        """Make the bytes durable. A failure is final: the page cache may have dropped what was not written."""
         os.fsync(self._file)
+
+    def commit(self) -> Receipt:
+        """Give the file its final name, or find an equal one there. Durable once the directory is synced.
+
+        Also when the object was there before: its writer may have died between its commit and that.
+        """
         self._go_on()
-        created = self._commit()
+        created = self._link()
         self._close_file()
         if not created:
             self._compare()
-        # Also when the object was there before: its writer may have died between its commit and this.
-        self._tree.sync(self._directory, self._parent)
-        self._close_directory()
         return Receipt(self._key, self._size, self._digest.hexdigest(), created=created)
 
     def discard(self) -> None:
@@ -75,9 +90,9 @@ class Upload:
                 os.unlink(self._temporary, dir_fd=self._directory)
         with suppress(OSError):
             self._close_file()
-        self._close_directory()
+        self.leave()
 
-    def _commit(self) -> bool:
+    def _link(self) -> bool:
         """Give the file its final name. False when that is taken."""
         if not self._temporary:
             return self._tree.link_unnamed(self._directory, self._file, self._name)
@@ -110,9 +125,10 @@ class Upload:
         if file >= 0:
             os.close(file)
 
-    def _close_directory(self) -> None:
+    def leave(self) -> None:
+        """Let go of the directory; a shared one is closed by whoever shares it."""
         directory, self._directory = self._directory, -1
-        if directory >= 0:
+        if directory >= 0 and not self._shared:
             os.close(directory)
 
 

@@ -12,7 +12,9 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from hashlib import sha256
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -139,7 +141,7 @@ class BundleClosed(_Model):
 Command = ResourceFetched | BundleClosed
 
 _COMMANDS: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="type")])
-_VERSIONS = {"resource.fetched": 1, "bundle.closed": 1}
+_VERSIONS: Mapping[str, int] = MappingProxyType({"resource.fetched": 1, "bundle.closed": 1})
 
 
 def decode(body: bytes, limit: int = DEFAULT_LIMIT) -> Command:

@@ -76,6 +76,7 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             staging=staging,
             targets=targets,
             max_message_bytes=settings.worker.max_message_bytes,
+            large_transfers=settings.worker.large_transfers,
             on_complete=relay.wake,
         )
         if admin and settings.admin.enabled:

@@ -8,6 +8,7 @@ escaped, long fields cut.
 import json
 import logging
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, Literal, TextIO
 
 import structlog
@@ -20,12 +21,14 @@ FIELD_LIMIT: Final = 8192
 DEPTH_LIMIT: Final = 6
 
 _CUT: Final = "…[cut]"
-_LEVELS: Final[Mapping[str, int]] = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-}
+_LEVELS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "debug": logging.DEBUG,
+        "info": logging.INFO,
+        "warning": logging.WARNING,
+        "error": logging.ERROR,
+    }
+)
 
 
 def configure(

@@ -3,11 +3,13 @@
 Called by worker/service.py for every delivery. What it raises, worker/disposition.py turns into a fate.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import structlog
 
-from backends.base import StorageBackend
+from backends.base import CHUNK_SIZE, StorageBackend
 from backends.errors import Conflict
 from handlers.dispatch import Handlers
 from handlers.errors import Refused
@@ -30,14 +32,20 @@ class Pipeline:
         staging: Mapping[str, StorageBackend],
         targets: Mapping[str, StorageBackend],
         max_message_bytes: int,
+        large_transfers: int,
         on_complete: Callable[[], None],
     ) -> None:
-        """`on_complete` is called when a bundle was completed here. `staging` and `targets` hold a connected backend for every name the handlers plan with."""
+        """`staging` and `targets` hold a connected backend for every name the handlers plan with.
+
+        `large_transfers` is how many payloads of more than one chunk, or of unknown size, are transferred at once.
+        `on_complete` is called when a bundle was completed here.
+        """
         self._ledger = ledger
         self._handlers = handlers
         self._staging = staging
         self._targets = targets
         self._max_message_bytes = max_message_bytes
+        self._large = asyncio.Semaphore(large_transfers)
         self._on_complete = on_complete
         self._log = structlog.get_logger("pipeline")
 
@@ -60,8 +68,11 @@ class Pipeline:
     async def _execute(self, plan: Plan) -> tuple[Placement, ...]:
         if isinstance(plan, ClosePlan):
             return ()
+        size = plan.source.size
         try:
-            return await execute(plan, self._staging, self._targets)
+            # A small payload is one chunk in memory; a large one is several, in the reader and in the writer.
+            async with nullcontext() if size is not None and size <= CHUNK_SIZE else self._large:
+                return await execute(plan, self._staging, self._targets)
         except Conflict as exc:
             raise Refused("conflict", f"{exc}; the object that lies there was kept") from exc
 

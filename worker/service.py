@@ -38,7 +38,7 @@ _IDLE_PAUSE = 0.1
 class ServiceSettings:
     """`concurrency`: messages worked on at once. `drain_timeout`: seconds between SIGTERM and giving back."""
 
-    concurrency: int = 16
+    concurrency: int = 64
     drain_timeout: float = 25.0
 
 

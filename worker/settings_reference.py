@@ -6,6 +6,7 @@ document; a test compares the two.
 
 import sys
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from pydantic import BaseModel
@@ -29,21 +30,25 @@ from worker.settings_schema import (
 
 Schema = dict[str, Any]
 
-_ADAPTED: Final[Mapping[str, tuple[type[BaseModel], Registry[Any]]]] = {
-    "queue": (QueueSettings, QUEUES),
-    "staging": (StagingSettings, BACKENDS),
-    "targets": (TargetSettings, BACKENDS),
-    "publisher": (PublisherSettings, PUBLISHERS),
-}
+_ADAPTED: Final[Mapping[str, tuple[type[BaseModel], Registry[Any]]]] = MappingProxyType(
+    {
+        "queue": (QueueSettings, QUEUES),
+        "staging": (StagingSettings, BACKENDS),
+        "targets": (TargetSettings, BACKENDS),
+        "publisher": (PublisherSettings, PUBLISHERS),
+    }
+)
 _NAMED: Final = frozenset({"staging", "targets"})
-_PLAIN: Final[Mapping[str, type[BaseModel]]] = {
-    "route": RouteSettings,
-    "ledger": LedgerSettings,
-    "worker": WorkerSettings,
-    "relay": RelaySettings,
-    "admin": AdminSettings,
-    "logs": LogSettings,
-}
+_PLAIN: Final[Mapping[str, type[BaseModel]]] = MappingProxyType(
+    {
+        "route": RouteSettings,
+        "ledger": LedgerSettings,
+        "worker": WorkerSettings,
+        "relay": RelaySettings,
+        "admin": AdminSettings,
+        "logs": LogSettings,
+    }
+)
 _HOME: Final = "Where everything embedded lives; default: `~/.transload`."
 
 

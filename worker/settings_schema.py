@@ -6,6 +6,7 @@ An adapter's own keys are not here: they are its `Options`, and lie in `options`
 import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -29,12 +30,14 @@ from worker.redaction import HIDDEN, is_secret_name, redact
 PREFIX_LIMIT = 512
 """Longest prefix, in UTF-8 bytes: half of what a key may have."""
 
-HOME_DEFAULTS: Final[Mapping[tuple[str, str], tuple[str, str]]] = {
-    ("queue", "embedded"): ("path", "queue.db"),
-    ("publisher", "embedded"): ("path", "completions.db"),
-    ("staging", "file"): ("root", "staging"),
-    ("targets", "file"): ("root", "storage"),
-}
+HOME_DEFAULTS: Final[Mapping[tuple[str, str], tuple[str, str]]] = MappingProxyType(
+    {
+        ("queue", "embedded"): ("path", "queue.db"),
+        ("publisher", "embedded"): ("path", "completions.db"),
+        ("staging", "file"): ("root", "staging"),
+        ("targets", "file"): ("root", "storage"),
+    }
+)
 """Section and adapter -> the option that has a default below `home`, and that default."""
 
 
@@ -161,7 +164,13 @@ class _Backoff(Section):
 class WorkerSettings(_Backoff):
     """How messages are worked on."""
 
-    concurrency: int = Field(default=16, ge=1, le=1024, description="Messages in work at once.")
+    concurrency: int = Field(default=64, ge=1, le=1024, description="Messages in work at once.")
+    large_transfers: int = Field(
+        default=4,
+        ge=1,
+        le=1024,
+        description="Payloads over 1 MiB, or of unknown size, transferred at once; bounds the memory.",
+    )
     max_attempts: int = Field(
         default=5, ge=1, le=1000, description="Times a message is tried before it becomes a dead letter."
     )

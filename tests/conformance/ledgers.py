@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import insert, select
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Connection, insert, select
 
 from handlers.plan import BundleTarget
 from worker.ledger.base import (
@@ -32,7 +31,7 @@ from worker.ledger.base import (
     StoredResource,
     Summary,
 )
-from worker.ledger.database import migrate, open_engine
+from worker.ledger.database import migrate, open_database
 from worker.ledger.schema import now_ms, outbox
 from worker.ledger.sql import SqlLedger
 from worker.notification import event_id
@@ -105,21 +104,16 @@ class Database:
 
     def open(self) -> SqlLedger:
         """Another ledger on the same database, as another process would have it."""
-        ledger = SqlLedger(open_engine(self.url))
+        ledger = SqlLedger(open_database(self.url))
         self.closing.push_async_callback(ledger.aclose)
         return ledger
 
-    @contextlib.asynccontextmanager
-    async def engine(self) -> AsyncIterator[AsyncEngine]:
-        engine = open_engine(self.url)
-        yield engine
-        await engine.dispose()
-
     async def fill_outbox(self, rows: Sequence[tuple[str, int]]) -> None:
         """Pending rows, each due so many milliseconds from now (negative: overdue)."""
-        async with self.engine() as engine, engine.begin() as conn:
-            now = (await conn.execute(select(now_ms()))).scalar_one()
-            await conn.execute(
+
+        def fill(conn: Connection) -> None:
+            now = conn.execute(select(now_ms())).scalar_one()
+            conn.execute(
                 insert(outbox),
                 [
                     {
@@ -136,6 +130,10 @@ class Database:
                     for bid, due in rows
                 ],
             )
+
+        database = open_database(self.url)
+        await database.write(fill)
+        await database.aclose()
 
 
 async def record_all(ledger: Ledger, entries: Sequence[Entry]) -> list[Recorded]:
@@ -249,6 +247,51 @@ class LedgerConformance:
             outcomes = await together([each.record(entry(bid, count=1)) for each in ledgers])
             assert sum(outcome.completed for outcome in outcomes) == 1
             await consistent(ledgers[0], bid)
+        assert await ledgers[0].pending() == 10
+
+    async def test_case_78_one_id_for_two_things_in_one_batch(self, ledger: Ledger) -> None:
+        first = entry("a", count=1, message_id="m")
+        other = entry("b", count=1, message_id="m", fingerprint="other")
+        outcomes = await together([ledger.record(each) for each in (first, other, first, other)])
+        assert [outcome.conflict for outcome in outcomes] == [False, True, False, True]
+        assert sum(outcome.completed for outcome in outcomes) == 1
+        assert await ledger.find("m") == first.fingerprint
+        assert await ledger.bundle("b") is None, "no ghost of what was refused"
+        assert await listed(ledger, "b") == []
+        assert (await claimed(ledger, "a")).bid == "a"
+
+    async def test_case_78_one_id_for_two_things_one_after_the_other(self, ledger: Ledger) -> None:
+        await record_all(ledger, [entry("b", 0, count=2)])
+        before = await ledger.bundle("b")
+        for other in (
+            entry("b", 1, count=2, message_id="b/0"),
+            closing("b", 1, message="0"),
+            entry("ghost", 7, count=1, message_id="b/0"),
+        ):
+            assert await ledger.record(other) == Recorded(conflict=True)
+        assert await ledger.bundle("b") == before
+        assert await listed(ledger, "b") == [entry("b", 0).resource]
+        assert await ledger.bundle("ghost") is None
+        assert await ledger.pending() == 0
+
+    async def test_case_78_one_id_for_two_things_on_two_workers(self, database: Database) -> None:
+        ledgers = [database.open(), database.open()]
+        for number in range(10):
+            rivals = [
+                entry(f"b{number}-{at}", count=1, message_id=f"m{number}", fingerprint=f"f{at}")
+                for at in range(2)
+            ]
+            outcomes = await together(
+                [each.record(rival) for each, rival in zip(ledgers, rivals, strict=True)]
+            )
+            assert sorted(outcome.conflict for outcome in outcomes) == [False, True]
+            winner, loser = sorted(zip(outcomes, rivals, strict=True), key=lambda each: each[0].conflict)
+            assert winner[0] == Recorded(completed=True)
+            for each in ledgers:
+                assert await each.find(f"m{number}") == winner[1].fingerprint
+                assert await each.record(loser[1]) == Recorded(conflict=True)
+                assert await each.bundle(loser[1].bid) is None
+                assert await listed(each, loser[1].bid) == []
         assert await ledgers[0].pending() == 10
 
     # Completion.
@@ -612,9 +655,9 @@ async def _write(ledgers: Sequence[Ledger], first: int) -> int:
 
 
 async def _child(work: str, url: str, number: str = "0") -> None:
-    engine = open_engine(url)
-    await migrate(engine)
-    ledgers = [SqlLedger(engine), SqlLedger(open_engine(url))]
+    database = open_database(url)
+    await migrate(database)
+    ledgers = [SqlLedger(database), SqlLedger(open_database(url))]
     if work == "burst":
         await _burst(ledgers[0])
     else:

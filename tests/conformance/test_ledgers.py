@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from threading import Barrier
 from types import MappingProxyType
 
 import pytest
@@ -12,8 +13,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import event, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Connection, event, text
 
 from tests.conformance.ledgers import (
     HOUR,
@@ -26,7 +26,8 @@ from tests.conformance.ledgers import (
 )
 from worker.ledger import schema
 from worker.ledger.base import LedgerCorrupt, LedgerError, LedgerUnavailable, Recorded, SchemaMismatch
-from worker.ledger.database import check_schema, migrate, open_engine, schema_version
+from worker.ledger.database import Database as LedgerDatabase
+from worker.ledger.database import SqliteDatabase, check_schema, migrate, open_database, schema_version
 from worker.ledger.sql import SqlLedger
 
 
@@ -34,8 +35,9 @@ from worker.ledger.sql import SqlLedger
 async def sqlite_database(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
     path: Path = request.getfixturevalue("tmp_path") / "ledger.db"
     database = Database(f"sqlite:///{path}", AsyncExitStack())
-    async with database.engine() as engine:
-        await migrate(engine)
+    opened = open_database(database.url)
+    await migrate(opened)
+    await opened.aclose()
     async with database.closing:
         yield database
 
@@ -57,11 +59,17 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ledger.db"
 
 
+def open_file(path: Path) -> SqliteDatabase:
+    opened = open_database(f"sqlite:///{path}")
+    assert isinstance(opened, SqliteDatabase)
+    return opened
+
+
 @pytest.fixture
-async def engine(path: Path) -> AsyncIterator[AsyncEngine]:
-    engine = open_engine(f"sqlite:///{path}")
-    yield engine
-    await engine.dispose()
+async def opened(path: Path) -> AsyncIterator[SqliteDatabase]:
+    opened = open_file(path)
+    yield opened
+    await opened.aclose()
 
 
 def run_sql(path: Path, *statements: str) -> None:
@@ -80,37 +88,39 @@ def damage(path: Path, first: int) -> None:
     path.write_bytes(damaged)
 
 
-async def start(engine: AsyncEngine) -> None:
+async def start(opened: LedgerDatabase) -> None:
     """What a worker does before it takes messages."""
-    await migrate(engine)
-    await check_schema(engine)
+    await migrate(opened)
+    await check_schema(opened)
 
 
-async def test_case_52_every_connection_commits_to_the_disk(engine: AsyncEngine) -> None:
-    async with AsyncExitStack() as stack:
-        for _ in range(4):
-            conn = await stack.enter_async_context(engine.connect())
-            for pragma, value in (("synchronous", 2), ("journal_mode", "wal"), ("foreign_keys", 1)):
-                assert (await conn.execute(text(f"PRAGMA {pragma}"))).scalar_one() == value
-            await conn.commit()
+async def test_case_52_every_connection_commits_to_the_disk(opened: SqliteDatabase) -> None:
+    both = Barrier(2, timeout=10)
+
+    def settings(conn: Connection) -> list[object]:
+        both.wait()  # so that it is not one connection asked twice
+        pragmas = ("synchronous", "journal_mode", "foreign_keys")
+        return [conn.execute(text(f"PRAGMA {pragma}")).scalar_one() for pragma in pragmas]
+
+    await migrate(opened)
+    assert await together([opened.read(settings), opened.write(settings)]) == [[2, "wal", 1]] * 2
 
 
 async def test_a_new_database_is_made_with_its_folder(tmp_path: Path) -> None:
-    engine = open_engine(f"sqlite:///{tmp_path}/new/folder/ledger.db")
+    opened = open_file(tmp_path / "new/folder/ledger.db")
     with pytest.raises(LedgerUnavailable, match="folder"):
-        await schema_version(engine)
-    assert await migrate(engine) is None
-    assert await migrate(engine) == schema.HEAD
-    await check_schema(engine)
-    await engine.dispose()
+        await schema_version(opened)
+    assert await migrate(opened) is None
+    assert await migrate(opened) == schema.HEAD
+    await check_schema(opened)
+    await opened.aclose()
 
 
-async def test_the_migrated_tables_are_the_tables_of_this_release(engine: AsyncEngine) -> None:
-    await migrate(engine)
-    async with engine.connect() as conn:
-        differences = await conn.run_sync(
-            lambda sync: compare_metadata(MigrationContext.configure(sync), schema.metadata)
-        )
+async def test_the_migrated_tables_are_the_tables_of_this_release(opened: SqliteDatabase) -> None:
+    await migrate(opened)
+    differences = await opened.read(
+        lambda conn: compare_metadata(MigrationContext.configure(conn), schema.metadata)
+    )
     assert differences == []
 
 
@@ -121,48 +131,50 @@ def test_the_head_is_that_of_the_migrations() -> None:
 
 
 async def test_case_12_several_may_migrate_at_once(path: Path) -> None:
-    engines = [open_engine(f"sqlite:///{path}") for _ in range(6)]
-    await together([start(engine) for engine in engines])
-    await together([engine.dispose() for engine in engines])
+    several = [open_file(path) for _ in range(6)]
+    await together([start(opened) for opened in several])
+    await together([opened.aclose() for opened in several])
 
 
-async def test_case_12_several_processes_may_migrate_at_once(path: Path, engine: AsyncEngine) -> None:
+async def test_case_12_several_processes_may_migrate_at_once(path: Path, opened: SqliteDatabase) -> None:
     """The children migrate, then write: one whose migration failed would end with an error."""
     processes = [await child("write", f"sqlite:///{path}", str(number)) for number in range(3)]
     for process in processes:
         await process.communicate()
     assert [process.returncode for process in processes] == [0] * 3
-    await check_schema(engine)
+    await check_schema(opened)
 
 
-async def test_case_12_a_migration_that_did_not_commit_is_done_anew(path: Path, engine: AsyncEngine) -> None:
+async def test_case_12_a_migration_that_did_not_commit_is_done_anew(
+    path: Path, opened: SqliteDatabase
+) -> None:
     """Killed in mid-migration, as the file shows it: tables of an open transaction are not there."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("CREATE TABLE messages (half TEXT)")
     connection.close()
-    await start(engine)
+    await start(opened)
 
 
-async def test_case_55_an_empty_database_is_not_worked_with(engine: AsyncEngine) -> None:
+async def test_case_55_an_empty_database_is_not_worked_with(opened: SqliteDatabase) -> None:
     with pytest.raises(SchemaMismatch, match=r"schema none.*transload migrate"):
-        await check_schema(engine)
+        await check_schema(opened)
 
 
-async def test_case_55_an_older_schema_asks_for_a_migration(path: Path, engine: AsyncEngine) -> None:
-    await migrate(engine)
+async def test_case_55_an_older_schema_asks_for_a_migration(path: Path, opened: SqliteDatabase) -> None:
+    await migrate(opened)
     run_sql(path, "UPDATE alembic_version SET version_num = '0000'")
     with pytest.raises(SchemaMismatch, match=r"schema 0000.*transload migrate"):
-        await check_schema(engine)
+        await check_schema(opened)
 
 
-async def test_case_55_a_newer_schema_is_left_alone(path: Path, engine: AsyncEngine) -> None:
-    await migrate(engine)
+async def test_case_55_a_newer_schema_is_left_alone(path: Path, opened: SqliteDatabase) -> None:
+    await migrate(opened)
     run_sql(path, "UPDATE alembic_version SET version_num = '9999'")
     for attempt in (migrate, check_schema):
         with pytest.raises(SchemaMismatch, match=r"schema 9999.*newer transload"):
-            await attempt(engine)
+            await attempt(opened)
 
 
 @pytest.fixture(params=[b"this is no database, whatever its name says" * 100, b"\xff" * 8_192])
@@ -173,30 +185,30 @@ def no_database(request: pytest.FixtureRequest, path: Path) -> bytes:
 
 
 async def test_case_54_what_is_no_database_is_refused(
-    path: Path, engine: AsyncEngine, no_database: bytes
+    path: Path, opened: SqliteDatabase, no_database: bytes
 ) -> None:
     with pytest.raises(LedgerCorrupt, match=r"ledger\.db is damaged.*backup"):
-        await start(engine)
+        await start(opened)
     assert await asyncio.to_thread(path.read_bytes) == no_database, "evidence is not touched"
 
 
-async def test_case_54_a_flipped_page_is_refused_at_the_start(path: Path, engine: AsyncEngine) -> None:
-    writing = SqlLedger(open_engine(f"sqlite:///{path}"))
-    await migrate(writing._engine)
+async def test_case_54_a_flipped_page_is_refused_at_the_start(path: Path, opened: SqliteDatabase) -> None:
+    writing = SqlLedger(other := open_file(path))
+    await migrate(other)
     await together([writing.record(entry(f"b{number}", count=1)) for number in range(200)])
     await writing.aclose()
     damage(path, first=10)
     with pytest.raises(LedgerCorrupt, match="damaged"):
-        await start(engine)
+        await start(opened)
 
 
 async def test_case_54_a_page_that_flips_under_a_running_worker(path: Path) -> None:
-    ledger = SqlLedger(open_engine(f"sqlite:///{path}"))
-    await migrate(ledger._engine)
+    ledger = SqlLedger(opened := open_file(path))
+    await migrate(opened)
     await together([ledger.record(entry("b", number)) for number in range(500)])
     await ledger.aclose()
     damage(path, first=1)
-    ledger = SqlLedger(open_engine(f"sqlite:///{path}"))
+    ledger = SqlLedger(open_file(path))
     with pytest.raises(LedgerCorrupt, match="damaged"):
         await ledger.find("b/0")
     with pytest.raises(LedgerCorrupt, match="damaged"):
@@ -204,17 +216,17 @@ async def test_case_54_a_page_that_flips_under_a_running_worker(path: Path) -> N
     await ledger.aclose()
 
 
-async def test_case_53_a_full_disk_pauses_and_resumes_unaided(engine: AsyncEngine) -> None:
-    await migrate(engine)
+async def test_case_53_a_full_disk_pauses_and_resumes_unaided(opened: SqliteDatabase) -> None:
+    await migrate(opened)
     room = 1_000_000
 
-    @event.listens_for(engine.sync_engine, "checkout")
+    @event.listens_for(opened._engine, "checkout")
     def limit(connection: sqlite3.Connection, _record: object, _proxy: object) -> None:
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA max_page_count = {room}")
         cursor.close()
 
-    ledger = SqlLedger(engine)
+    ledger = SqlLedger(opened)
     await ledger.record(entry("a"))
     room = 1
     with pytest.raises(LedgerUnavailable, match="full") as caught:
@@ -226,16 +238,16 @@ async def test_case_53_a_full_disk_pauses_and_resumes_unaided(engine: AsyncEngin
 
 
 async def test_case_41_a_database_that_is_locked_for_too_long_is_unavailable(path: Path) -> None:
-    engine = open_engine(f"sqlite:///{path}")
-    await migrate(engine)
+    opened = open_file(path)
+    await migrate(opened)
 
-    @event.listens_for(engine.sync_engine, "checkout")
+    @event.listens_for(opened._engine, "checkout")
     def impatient(connection: sqlite3.Connection, _record: object, _proxy: object) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA busy_timeout = 1")
         cursor.close()
 
-    ledger = SqlLedger(engine)
+    ledger = SqlLedger(opened)
     blocking = sqlite3.connect(path, isolation_level=None)
     blocking.execute("BEGIN IMMEDIATE")
     with pytest.raises(LedgerUnavailable, match="locked") as caught:
@@ -253,33 +265,31 @@ async def test_case_41_a_database_that_is_locked_for_too_long_is_unavailable(pat
 )
 def test_urls_that_cannot_be_used(url: str) -> None:
     with pytest.raises(LedgerError, match="use sqlite:///") as caught:
-        open_engine(url)
+        open_database(url)
     assert "canary" not in str(caught.value)
 
 
 async def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     await asyncio.to_thread((tmp_path / "file").write_text, "x")
-    engine = open_engine(f"sqlite:///{tmp_path}/file/ledger.db")
+    opened = open_file(tmp_path / "file/ledger.db")
     with pytest.raises(LedgerError):
-        await migrate(engine)
-    await engine.dispose()
+        await migrate(opened)
+    await opened.aclose()
 
 
-async def test_a_folder_where_the_file_should_be(path: Path, engine: AsyncEngine) -> None:
+async def test_a_folder_where_the_file_should_be(path: Path, opened: SqliteDatabase) -> None:
     await asyncio.to_thread(path.mkdir)
     with pytest.raises(LedgerUnavailable):
-        await start(engine)
+        await start(opened)
 
 
-async def test_case_50_claims_follow_the_clock_of_the_database(engine: AsyncEngine) -> None:
+async def test_case_50_claims_follow_the_clock_of_the_database(opened: SqliteDatabase) -> None:
     """The time of a due row is written by the database itself, in milliseconds since the epoch."""
-    await migrate(engine)
-    ledger = SqlLedger(engine)
+    await migrate(opened)
+    ledger = SqlLedger(opened)
     await ledger.record(entry("b", count=1))
     (row,) = await ledger.claim(1, HOUR)
-    async with engine.connect() as conn:
-        due, now = (
-            await conn.execute(text("SELECT due_at, CAST(strftime('%s', 'now') AS INTEGER) FROM outbox"))
-        ).one()
+    statement = text("SELECT due_at, CAST(strftime('%s', 'now') AS INTEGER) FROM outbox")
+    due, now = await opened.read(lambda conn: conn.execute(statement).one())
     assert HOUR - 5 <= due / 1000 - now <= HOUR + 5
     assert abs(row.completed_at / 1000 - now) <= 5

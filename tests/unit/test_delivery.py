@@ -244,6 +244,50 @@ async def test_settled_once_and_no_longer_renewed(queue: FlakyQueue, keeper: Lea
     assert queue.extended == 0
 
 
+@pytest.mark.parametrize("settle_ends_first", [True, False])
+@pytest.mark.parametrize("disposition", [Ack(), Retry(0)])
+async def test_a_renewal_that_overlaps_a_settle_counts_nothing_as_lost(
+    clock: Clock, settle_ends_first: bool, disposition: Disposition
+) -> None:
+    """The queue has settled the message when the renewal comes, so it reports it lost; which reply is first is luck."""
+    settled, renewed = asyncio.Event(), asyncio.Event()
+    let_settle, let_renew = asyncio.Event(), asyncio.Event()
+
+    class Slow(FlakyQueue):
+        async def settle(self, message: Message, disposition: Disposition) -> bool:
+            done = await super().settle(message, disposition)
+            settled.set()
+            await let_settle.wait()
+            return done
+
+        async def extend(self, messages: Sequence[Message]) -> Sequence[Message]:
+            await settled.wait()
+            lost = await super().extend(messages)
+            assert [message.body for message in lost] == [b"0"]
+            renewed.set()
+            await let_renew.wait()
+            return lost
+
+    queue, metrics = await Slow.connect(MemoryOptions(lease=LEASE)), Metrics()
+    keeper = LeaseKeeper(queue, metrics, clock)
+    one, other = await received(queue, keeper, 2)
+    renewing = asyncio.create_task(keeper.renew())
+    await asyncio.sleep(0)
+    settling = asyncio.create_task(one.settle(disposition))
+    await renewed.wait()
+    for go_on, task in ((let_settle, settling), (let_renew, renewing))[:: 1 if settle_ends_first else -1]:
+        go_on.set()
+        await task
+    assert settling.result()
+    assert other.held
+    assert len(keeper) == 1
+    counted = {
+        result: metrics.visibility_extensions.labels(result=result)._value.get() for result in ("ok", "lost")
+    }
+    assert counted == {"ok": 1, "lost": 0}
+    await queue.aclose()
+
+
 async def test_case_24_a_stale_handle_settles_nothing(queue: FlakyQueue, keeper: LeaseKeeper) -> None:
     (delivery,) = await received(queue, keeper)
     taken = await take_over(queue, delivery)

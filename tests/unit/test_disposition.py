@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from backends import errors as storage
 from handlers.errors import HandlerError, PayloadMissing, Refused
 from worker.disposition import RetryPolicy, decide, reason_for
-from worker.ledger.base import LedgerCorrupt, LedgerError, LedgerUnavailable, SchemaMismatch
+from worker.ledger.base import LedgerCorrupt, LedgerError, LedgerRefused, LedgerUnavailable, SchemaMismatch
 from worker.queues.base import Dead, Retry
 
 POLICY = RetryPolicy(max_attempts=5, base=1.0, cap=60.0)
@@ -62,17 +62,22 @@ def test_case_28_what_may_pass_is_retried_so_often_and_no_more(error: Exception,
         assert f"attempt {attempt} of 5" in dead.detail
 
 
-@pytest.mark.parametrize("error", [LedgerUnavailable("down"), SchemaMismatch("old"), LedgerCorrupt("torn")])
+@pytest.mark.parametrize(
+    "error", [LedgerUnavailable("down"), SchemaMismatch("old"), LedgerCorrupt("torn"), LedgerError("?")]
+)
 def test_case_41_a_ledger_that_does_not_answer_kills_no_message(error: Exception) -> None:
     for attempt in (1, 5, 6, 10_000):
         assert isinstance(fate(error, attempt), Retry)
 
 
 def test_case_28_an_entry_the_ledger_refuses_is_given_up_in_the_end() -> None:
-    # `LedgerError` itself is what an answering database says about this very entry.
-    error = LedgerError("integer out of range")
-    assert isinstance(fate(error, 1), Retry)
-    assert isinstance(fate(error, POLICY.max_attempts), Dead)
+    error = LedgerRefused("integer out of range")
+    for attempt in range(1, POLICY.max_attempts):
+        assert isinstance(fate(error, attempt), Retry)
+    dead = fate(error, POLICY.max_attempts)
+    assert isinstance(dead, Dead)
+    assert dead.reason == "ledger_refused"
+    assert "integer out of range" in dead.detail
 
 
 def test_every_error_of_the_tree_has_a_reason() -> None:

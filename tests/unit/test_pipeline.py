@@ -28,7 +28,7 @@ from handlers.plan import Route, StagingSource, Target
 from handlers.resource_fetched import ResourceFetchedHandler
 from worker.delivery import Delivery, LeaseKeeper, LeaseLost
 from worker.ledger.base import Entry, LedgerUnavailable, Recorded
-from worker.ledger.database import migrate, open_engine
+from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
@@ -74,6 +74,7 @@ class World:
             staging={"staging": staging},
             targets={"target": target},
             max_message_bytes=100_000,
+            large_transfers=4,
             on_complete=self.on_complete,
         )
 
@@ -95,9 +96,9 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    engine = open_engine(f"sqlite:///{tmp_path}/ledger.db")
-    await migrate(engine)
-    ledger = FlakyLedger(engine)
+    database = open_database(f"sqlite:///{tmp_path}/ledger.db")
+    await migrate(database)
+    ledger = FlakyLedger(database)
     ledger.entered, ledger.gate = asyncio.Event(), asyncio.Event()
     ledger.gate.set()
     queue = await MemoryQueue.connect(QueueOptions())
@@ -155,6 +156,28 @@ async def test_case_78_an_id_used_for_something_else_is_a_conflict(world: World)
             await world.process(other)
         assert caught.value.reason == "conflict"
     assert len(await world.objects()) == 1
+
+
+async def test_case_78_two_at_once_with_one_id_one_is_a_conflict(world: World) -> None:
+    """Both looked the id up before either was recorded: the ledger decides, and only one changes it."""
+    world.ledger.gate.clear()
+    deliveries = [
+        await world.delivery(fetched(resources_count=1)),
+        await world.delivery(fetched(url=URL + "2", payload=b"other payload", key="y", resources_count=1)),
+    ]
+    tasks = [asyncio.create_task(world.pipeline.process(delivery)) for delivery in deliveries]
+    async with asyncio.timeout(10):
+        while len(await world.objects()) < 2:
+            await asyncio.sleep(0)
+    world.ledger.gate.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    (refused,) = (outcome for outcome in outcomes if isinstance(outcome, Refused))
+    assert refused.reason == "conflict"
+    assert outcomes.count(Ack()) == 1
+    assert world.completed == 1
+    bundle = await world.ledger.bundle("test-a")
+    assert bundle is not None
+    assert bundle.stored_count == 1
 
 
 async def test_other_content_under_the_same_url_is_a_conflict(world: World) -> None:

@@ -1,7 +1,8 @@
 """The fetcher's side: everything may be repeated, and a bundle is closed with what was really announced."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from handlers.bids import is_bid
 from handlers.messages import BundleClosed, Command, ResourceFetched, decode
 from handlers.plan import StagingSource
 from worker.producer import BundleRef, BundleStorageContext, Producer, ProducerError
-from worker.queues.base import QueueUnavailable
+from worker.queues.base import OutgoingMessage, QueueUnavailable
 from worker.queues.memory import MemoryOptions as QueueOptions
 from worker.queues.memory import MemoryQueue
 
@@ -21,9 +22,31 @@ REF = BundleRef("https://example.com", bid="test-a", meta={"m": 1})
 URL = "https://example.com/a.html"
 
 
+class Queue(MemoryQueue):
+    """The memory queue; while `held`, a send has begun and does not go on; while `down`, it fails."""
+
+    down = False
+    sending: asyncio.Event
+    free: asyncio.Event
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        self.sending.clear()
+        self.free.clear()
+        yield
+        self.free.set()
+
+    async def send(self, messages: Sequence[OutgoingMessage]) -> None:
+        self.sending.set()
+        await self.free.wait()
+        if self.down:
+            raise QueueUnavailable("down")
+        await super().send(messages)
+
+
 @dataclass(slots=True)
 class World:
-    queue: MemoryQueue
+    queue: Queue
     staging: StorageBackend
     source: StagingSource
 
@@ -42,7 +65,9 @@ class World:
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    queue = await MemoryQueue.connect(QueueOptions())
+    queue = await Queue.connect(QueueOptions())
+    queue.sending, queue.free = asyncio.Event(), asyncio.Event()
+    queue.free.set()
     staging = await MemoryBackend.connect(MemoryOptions())
     yield World(queue, staging, StagingSource("staging", staging.location, "in"))
     await queue.aclose()
@@ -149,6 +174,54 @@ async def test_completing_while_adding_is_refused(world: World) -> None:
     closed = (await world.sent())[-1]
     assert isinstance(closed, BundleClosed)
     assert closed.bundle.resources_count == 1
+
+
+async def test_case_79_nothing_is_added_after_completing(world: World) -> None:
+    bundle = await world.start()
+    await bundle.add_resource(URL, None, None, single(b"payload"))
+    await bundle.complete({})
+    before = await world.sent()
+    with pytest.raises(ProducerError, match="closed; start another"):
+        await bundle.add_resource(f"{URL}?late", None, None, single(b"late"))
+    assert await world.sent() == []
+    assert len([stat async for stat in world.staging.list()]) == 1
+    await bundle.complete({})
+    assert await world.sent() == before[1:], "closing again says the same"
+
+
+async def test_case_79_nothing_is_added_while_completing(world: World) -> None:
+    """The count is on its way: what came now would be late, stored and in no manifest."""
+    bundle = await world.start()
+    await bundle.add_resource(URL, None, None, single(b"payload"))
+    async with world.queue.held():
+        completing = asyncio.create_task(bundle.complete({}))
+        await world.queue.sending.wait()
+        with pytest.raises(ProducerError, match="closed; start another"):
+            await bundle.add_resource(f"{URL}?late", None, None, single(b"late"))
+    await completing
+    assert len(await world.sent()) == 2
+
+
+async def test_a_completion_that_was_not_sent_may_be_sent_again(world: World) -> None:
+    bundle = await world.start()
+    await bundle.add_resource(URL, None, None, single(b"payload"))
+    world.queue.down = True
+    with pytest.raises(QueueUnavailable):
+        await bundle.complete({})
+    world.queue.down = False
+    await bundle.complete({})
+    closed = (await world.sent())[-1]
+    assert isinstance(closed, BundleClosed)
+    assert closed.bundle.resources_count == 1
+
+
+async def test_metadata_nobody_can_send_leaves_the_bundle_open(world: World) -> None:
+    bundle = await world.start()
+    with pytest.raises(ProducerError):
+        await bundle.complete({"x": object()})
+    await bundle.add_resource(URL, None, None, single(b"payload"))
+    await bundle.complete({})
+    assert len(await world.sent()) == 2
 
 
 class SourceBroke(Exception):

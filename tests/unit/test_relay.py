@@ -15,7 +15,7 @@ from backends.memory import MemoryBackend, MemoryOptions
 from tests.conformance.ledgers import closing, entry, targets
 from worker.disposition import RetryPolicy
 from worker.ledger.base import OutboxRow
-from worker.ledger.database import migrate, open_engine
+from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
 from worker.metrics import Metrics
 from worker.notification import event_id
@@ -102,9 +102,9 @@ class World:
 
 @pytest.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    engine = open_engine(f"sqlite:///{tmp_path}/ledger.db")
-    await migrate(engine)
-    ledger = DyingLedger(engine)
+    database = open_database(f"sqlite:///{tmp_path}/ledger.db")
+    await migrate(database)
+    ledger = DyingLedger(database)
     ledger.marked = asyncio.Event()
     publisher = await Publisher.connect(EmbeddedPublisherOptions(path=tmp_path / "completions.db"))
     publisher.errors, publisher.sent = {}, []
