@@ -82,12 +82,9 @@ class BackendOptions(BaseModel):
 class StorageBackend(Protocol):
     """See the module's docstring for what holds everywhere; adapters document only how they differ."""
 
-    Options: ClassVar[type[BackendOptions]]
-    features: ClassVar[Features]
-
-    @classmethod
-    def location_of(cls, options: BackendOptions) -> str:
-        """The `location` of a backend with these options, told without connecting."""
+    @property
+    def features(self) -> Features:
+        """What this backend can do beyond the minimum."""
         ...
 
     @property
@@ -137,6 +134,18 @@ class StorageBackend(Protocol):
 
     async def aclose(self) -> None:
         """Release connections and threads. Calling it twice is harmless."""
+        ...
+
+
+class BackendAdapter(StorageBackend, Protocol):
+    """What the class of an adapter offers besides: how it is configured and made. Wrappers are not adapters."""
+
+    Options: ClassVar[type[BackendOptions]]
+    features: ClassVar[Features]
+
+    @classmethod
+    def location_of(cls, options: BackendOptions) -> str:
+        """The `location` of a backend with these options, told without connecting."""
         ...
 
     @classmethod

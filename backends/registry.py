@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Generic, TypeVar, cast
 
-from backends.base import StorageBackend
+from backends.base import BackendAdapter
 from backends.errors import MissingExtra, StorageError
 
 Port = TypeVar("Port")
@@ -56,7 +56,7 @@ class Registry(Generic[Port]):
         return cast("type[Port]", getattr(loaded, class_name))
 
 
-BACKENDS: Registry[StorageBackend] = Registry(
+BACKENDS: Registry[BackendAdapter] = Registry(
     "backend",
     MappingProxyType(
         {

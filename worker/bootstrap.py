@@ -7,8 +7,10 @@ opposite order, also when the next one fails.
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 
 from backends.base import StorageBackend
+from backends.measured import MeasuredBackend
 from backends.registry import BACKENDS
 from handlers.bundle_closed import BundleClosedHandler
 from handlers.dispatch import Handlers
@@ -57,10 +59,11 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
         staging = await stack.enter_async_context(open_staging(settings))
         targets = await stack.enter_async_context(open_targets(settings))
         health.schema_current = health.queue_reachable = True
+        measured = _measured(targets, metrics)
         relay = Relay(
             ledger=ledger,
             publisher=publisher,
-            targets=targets,
+            targets=measured,
             settings=RelaySettings(
                 batch=settings.relay.batch,
                 lease=settings.relay.lease,
@@ -73,8 +76,8 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
         pipeline = Pipeline(
             ledger=ledger,
             handlers=make_handlers(settings),
-            staging=staging,
-            targets=targets,
+            staging=_measured(staging, metrics),
+            targets=measured,
             max_message_bytes=settings.worker.max_message_bytes,
             large_transfers=settings.worker.large_transfers,
             on_complete=relay.wake,
@@ -154,7 +157,7 @@ async def open_publisher(settings: Settings) -> AsyncIterator[Publisher]:
 async def open_staging(settings: Settings) -> AsyncIterator[Mapping[str, StorageBackend]]:
     """Every staging source, by name."""
     async with AsyncExitStack() as stack:
-        opened = {}
+        opened: dict[str, StorageBackend] = {}
         for name, staging in settings.staging.items():
             opened[name] = await BACKENDS.load(staging.backend).connect(staging.options)
             stack.push_async_callback(opened[name].aclose)
@@ -165,11 +168,18 @@ async def open_staging(settings: Settings) -> AsyncIterator[Mapping[str, Storage
 async def open_targets(settings: Settings) -> AsyncIterator[Mapping[str, StorageBackend]]:
     """Every target, by name."""
     async with AsyncExitStack() as stack:
-        opened = {}
+        opened: dict[str, StorageBackend] = {}
         for name, target in settings.targets.items():
             opened[name] = await BACKENDS.load(target.backend).connect(target.options)
             stack.push_async_callback(opened[name].aclose)
         yield opened
+
+
+def _measured(backends: Mapping[str, StorageBackend], metrics: Metrics) -> Mapping[str, StorageBackend]:
+    return {
+        name: MeasuredBackend(backend, partial(metrics.observe_backend, name))
+        for name, backend in backends.items()
+    }
 
 
 def _target(settings: Settings, name: str) -> Target:

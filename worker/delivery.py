@@ -28,6 +28,7 @@ class Delivery:
         self._held_until = keeper.clock() + keeper.queue.lease
         self._lost = False
         self._working: asyncio.Task[object] | None = None
+        self.settling = False
 
     @property
     def body(self) -> bytes:
@@ -63,6 +64,7 @@ class Delivery:
 
     async def settle(self, disposition: Disposition) -> bool:
         """Carry out the disposition and stop the heartbeat. False when the handle was stale and nothing changed."""
+        self.settling = True
         try:
             return await self._keeper.queue.settle(self.message, disposition)
         finally:
@@ -134,8 +136,12 @@ class LeaseKeeper:
                 if not delivery.held:
                     delivery.lose()
             return
-        # What was settled meanwhile is no longer there to be renewed, and no loss.
-        still_held = {handle: delivery for handle, delivery in held.items() if delivery in self._held}
+        # What is settled, or about to be, may no longer be there to be renewed, and is no loss.
+        still_held = {
+            handle: delivery
+            for handle, delivery in held.items()
+            if delivery in self._held and not delivery.settling
+        }
         lost &= still_held.keys()
         for handle, delivery in still_held.items():
             if handle in lost:

@@ -5,7 +5,8 @@ beforehand (never a bid, a URL, a host or a message's id). Follows https://prome
 """
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Final, get_args
 
 from prometheus_client import (
@@ -21,12 +22,15 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from backends.measured import Observation
 from worker.ledger.base import BundleState, Summary
 
 WAITING_BUCKETS: Final = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0)
 """Seconds something waits: queues, bundles still open, completions not yet out."""
 RUNNING_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
 """Seconds something runs: one message, one transfer."""
+
+_DIRECTIONS: Final[Mapping[str, str]] = MappingProxyType({"open": "in", "write": "out"})
 
 
 class Metrics:
@@ -54,7 +58,7 @@ class Metrics:
         )
         self.transfer_seconds = self._histogram(
             "transfer_seconds",
-            "Seconds from the first byte read to the durable write.",
+            "Seconds of one read or one durable write, from its beginning to its last byte.",
             RUNNING_BUCKETS,
             "backend",
         )
@@ -122,6 +126,13 @@ class Metrics:
         self.bundle_oldest_incomplete_age_seconds.set(summary.oldest_incomplete_age or 0.0)
         self.outbox_pending.set(summary.outbox_pending)
         self.outbox_oldest_pending_age_seconds.set(summary.oldest_pending_age or 0.0)
+
+    def observe_backend(self, backend: str, seen: Observation) -> None:
+        """Count one call of the backend configured under that name."""
+        self.backend_requests.labels(backend=backend, op=seen.op, outcome=seen.outcome).inc()
+        if seen.op in _DIRECTIONS:
+            self.transfer_bytes.labels(backend=backend, direction=_DIRECTIONS[seen.op]).inc(seen.size)
+            self.transfer_seconds.labels(backend=backend).observe(seen.seconds)
 
     def render(self) -> bytes:
         """Everything in Prometheus's text format 0.0.4."""

@@ -199,9 +199,14 @@ class BundleStorageContext:
             resources_count=len(self._announced),
             metadata=dict(metadata),
         )
-        await self._send(BundleClosed(id=f"{self.bid}/closed", bundle=bundle))
-        # After the work and not before: a complete() that failed may be called again and then does it.
+        # Before the work: what is added while the count is on its way, or after a send that may have been accepted,
+        # would be late. A complete() that failed may be called again all the same.
         self._closed = True
+        try:
+            await self._send(BundleClosed(id=f"{self.bid}/closed", bundle=bundle))
+        except ProducerError:
+            self._closed = False
+            raise
 
     async def _send(self, command: Command) -> None:
         try:

@@ -9,6 +9,7 @@ import pytest
 
 from backends.base import StorageBackend
 from backends.file import FileBackend, FileOptions
+from backends.measured import MeasuredBackend
 from backends.memory import MemoryBackend, MemoryOptions
 from backends.registry import BACKENDS
 from tests.conformance.backends import BackendConformance
@@ -35,10 +36,21 @@ ADAPTERS: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextMan
 )
 
 
+@asynccontextmanager
+async def measured_backend(request: pytest.FixtureRequest) -> AsyncIterator[StorageBackend]:
+    async with memory_backend(request) as backend:
+        yield MeasuredBackend(backend, lambda seen: None)
+
+
+WRAPPERS: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[StorageBackend]]] = (
+    MappingProxyType({"measured": measured_backend})
+)
+
+
 class TestBackends(BackendConformance):
-    @pytest.fixture(params=sorted(ADAPTERS))
+    @pytest.fixture(params=sorted(ADAPTERS | WRAPPERS))
     async def backend(self, request: pytest.FixtureRequest) -> AsyncIterator[StorageBackend]:
-        async with ADAPTERS[request.param](request) as backend:
+        async with (ADAPTERS | WRAPPERS)[request.param](request) as backend:
             yield backend
 
 

@@ -41,15 +41,17 @@ NOTHING = Attributes()
 
 
 class FlakyLedger(SqlLedger):
-    """`before` and `after` are raised around the commit; `entered` tells that a record was asked for."""
+    """`before` and `after` are raised around the commit; `entered` tells that a record was asked for, `asked` counts."""
 
     before: BaseException | None = None
     after: BaseException | None = None
     entered: asyncio.Event
+    asked: asyncio.Semaphore
     gate: asyncio.Event
 
     async def record(self, entry: Entry) -> Recorded:
         self.entered.set()
+        self.asked.release()
         await self.gate.wait()
         if self.before is not None:
             raise self.before
@@ -100,6 +102,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     await migrate(database)
     ledger = FlakyLedger(database)
     ledger.entered, ledger.gate = asyncio.Event(), asyncio.Event()
+    ledger.asked = asyncio.Semaphore(0)
     ledger.gate.set()
     queue = await MemoryQueue.connect(QueueOptions())
     staging = await MemoryBackend.connect(MemoryOptions())
@@ -166,9 +169,8 @@ async def test_case_78_two_at_once_with_one_id_one_is_a_conflict(world: World) -
         await world.delivery(fetched(url=URL + "2", payload=b"other payload", key="y", resources_count=1)),
     ]
     tasks = [asyncio.create_task(world.pipeline.process(delivery)) for delivery in deliveries]
-    async with asyncio.timeout(10):
-        while len(await world.objects()) < 2:
-            await asyncio.sleep(0)
+    for _ in tasks:
+        await world.ledger.asked.acquire()
     world.ledger.gate.set()
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     (refused,) = (outcome for outcome in outcomes if isinstance(outcome, Refused))

@@ -197,7 +197,8 @@ async def test_case_79_nothing_is_added_while_completing(world: World) -> None:
         completing = asyncio.create_task(bundle.complete({}))
         await world.queue.sending.wait()
         with pytest.raises(ProducerError, match="closed; start another"):
-            await bundle.add_resource(f"{URL}?late", None, None, single(b"late"))
+            async with asyncio.timeout(10):
+                await bundle.add_resource(f"{URL}?late", None, None, single(b"late"))
     await completing
     assert len(await world.sent()) == 2
 

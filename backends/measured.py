@@ -1,0 +1,90 @@
+"""A wrapper that tells an observer of every call: what metrics are made of. Put around each backend by worker/bootstrap.py."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from backends.base import Attributes, Features, ObjectStat, Receipt, StorageBackend
+
+
+@dataclass(slots=True)
+class Observation:
+    """One finished call. `outcome` is `ok` or the error's class, `seconds` lasts until the last byte, sizes are bytes."""
+
+    op: str
+    outcome: str = "ok"
+    seconds: float = 0.0
+    size: int = 0
+
+
+class MeasuredBackend:
+    """The backend it is given, observed. Changes neither results nor errors."""
+
+    def __init__(self, backend: StorageBackend, observe: Callable[[Observation], None]) -> None:
+        """`observe` is called after each call, on the event loop."""
+        self._backend = backend
+        self._observe = observe
+
+    @property
+    def features(self) -> Features:
+        return self._backend.features
+
+    @property
+    def location(self) -> str:
+        return self._backend.location
+
+    @asynccontextmanager
+    async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        with self._observed("open") as seen:
+            async with self._backend.open(key) as chunks:
+                yield _counted(chunks, seen)
+
+    async def write(self, key: str, chunks: AsyncIterator[bytes], attributes: Attributes) -> Receipt:
+        with self._observed("write") as seen:
+            receipt = await self._backend.write(key, chunks, attributes)
+            seen.size = receipt.size
+            return receipt
+
+    async def stat(self, key: str) -> ObjectStat | None:
+        with self._observed("stat"):
+            return await self._backend.stat(key)
+
+    async def list(self, prefix: str = "") -> AsyncIterator[ObjectStat]:
+        with self._observed("list"):
+            async for found in self._backend.list(prefix):
+                yield found
+
+    async def delete(self, key: str) -> bool:
+        with self._observed("delete"):
+            return await self._backend.delete(key)
+
+    async def copy_from(self, source: StorageBackend, source_key: str, key: str) -> Receipt:
+        with self._observed("copy_from"):
+            return await self._backend.copy_from(source, source_key, key)
+
+    async def health(self) -> None:
+        with self._observed("health"):
+            await self._backend.health()
+
+    async def aclose(self) -> None:
+        await self._backend.aclose()
+
+    @contextmanager
+    def _observed(self, op: str) -> Iterator[Observation]:
+        seen = Observation(op)
+        started = time.monotonic()
+        try:
+            yield seen
+        except BaseException as exc:
+            seen.outcome = type(exc).__name__
+            raise
+        finally:
+            seen.seconds = time.monotonic() - started
+            self._observe(seen)
+
+
+async def _counted(chunks: AsyncIterator[bytes], seen: Observation) -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        seen.size += len(chunk)
+        yield chunk
