@@ -86,9 +86,9 @@ async def _stage(settings: Settings, bundles: Sequence[LocalBundle]) -> float:
 
 
 async def _work(settings: Settings, bundles: Sequence[LocalBundle]) -> tuple[float, Service]:
-    started = time.monotonic()
     expected = sum(len(bundle.files) + 1 for bundle in bundles)
     async with bootstrap.open_service(settings, admin=False) as service:
+        started = time.monotonic()
         work = asyncio.create_task(service.run(until_idle=True), name="demo-worker")
         with render.progress("storing", expected, unit="messages") as advance:
             shown = 0
@@ -98,7 +98,7 @@ async def _work(settings: Settings, bundles: Sequence[LocalBundle]) -> tuple[flo
                 advance(settled - shown)
                 shown = settled
         await work
-    return time.monotonic() - started, service
+    return max(service.progress.settled_at - started, 1e-3), service
 
 
 async def _check(
@@ -158,11 +158,11 @@ def show(outcome: DemoOutcome, *, as_json: bool) -> None:
         )
         return
     out = render.out()
-    out.print(f"\n[bold]{len(outcome.bundles)} bundles[/] (one a folder of {escape(str(outcome.source))})")
+    out.print(f"\n[bold]bundles[/]  {len(outcome.bundles)}, one a folder of {escape(str(outcome.source))}")
     out.print(render.bundle_table(outcome.records[:_SHOWN]))
     if len(outcome.records) > _SHOWN:
-        out.print(f"  … and {len(outcome.records) - _SHOWN} more: transload bundles")
-    out.print(f"\n[bold]{len(outcome.completions)} completions[/], one a bundle; the last one:")
+        out.print(f"  … and {len(outcome.records) - _SHOWN} more")
+    out.print(f"\n[bold]completions[/]  {len(outcome.completions)}, one a bundle; the last one:")
     if outcome.completions:
         out.print_json(json.dumps(outcome.completions[-1]))
     out.print("\n[bold]where it lies[/]")
@@ -171,7 +171,8 @@ def show(outcome: DemoOutcome, *, as_json: bool) -> None:
     working = outcome.working_seconds
     out.print(
         f"\n[bold]rates[/]  staged {files} files, {render.size(total)} in {outcome.staging_seconds:.1f} s; "
-        f"stored in {working:.1f} s: {files / working:,.0f} resources/s, {render.size(total / working)}/s"
+        f"stored in {working:.1f} s: {files / working:,.0f} resources/s, {render.size(total / working)}/s",
+        soft_wrap=True,
     )
     for problem in problems:
         out.print(problem, style="red", markup=False)

@@ -30,6 +30,8 @@ from worker.notification import timestamp
 from worker.queues.base import Depth
 from worker.verify import Verification
 
+_PIPED_WIDTH = 240
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
@@ -127,24 +129,21 @@ def bundle(record: BundleRecord, resources: Sequence[StoredResource], *, as_json
         return
     console = out()
     console.print(bundle_table([record]))
+    if record.completed_at is not None:
+        console.print(f"completed {timestamp(record.completed_at)}")
     for place in record.targets:
-        console.print(
-            f"target {place.target}: {place.storage_key}  manifest {place.manifest_key}", markup=False
-        )
-    table = Table("url", "status", "target", "key", "size", "sha256", box=None)
+        console.print(f"target {place.target}: {place.storage_key}", markup=False, soft_wrap=True)
+        console.print(f"manifest: {place.manifest_key}", markup=False, soft_wrap=True)
     for resource in resources:
+        code = "" if resource.status_code is None else f"  status {resource.status_code}"
+        late = "  late: not in the manifest" if resource.late else ""
+        console.print(f"\n{resource.url}{code}{late}", markup=False, soft_wrap=True)
         for stored in resource.objects:
-            late = " (late)" if resource.late else ""
-            code = "" if resource.status_code is None else str(resource.status_code)
-            table.add_row(
-                escape(resource.url) + late,
-                code,
-                stored.target,
-                escape(stored.key),
-                size(stored.size),
-                stored.sha256[:12],
+            console.print(
+                f"  {stored.target}: {stored.key}\n  {size(stored.size)}  sha256 {stored.sha256}",
+                markup=False,
+                soft_wrap=True,
             )
-    console.print(table)
 
 
 def completion(body: bytes, *, as_json: bool) -> None:
@@ -206,18 +205,15 @@ def size(count: float) -> str:
 
 def bundle_table(found: Sequence[BundleRecord]) -> Table:
     """Bundles as rows."""
-    table = Table("bid", "recipe", "state", "stored", "completed", "primary url", box=None)
+    table = Table(box=None)
+    table.add_column("bid", no_wrap=True)
+    for name in ("recipe", "state", "stored"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("primary url", no_wrap=True)
     for record in found:
         count = "?" if record.resources_count is None else str(record.resources_count)
-        completed = "" if record.completed_at is None else timestamp(record.completed_at)
-        table.add_row(
-            record.bid,
-            escape(record.recipe_id),
-            record.state,
-            f"{record.stored_count}/{count}",
-            completed,
-            escape(record.primary_url),
-        )
+        stored = f"{record.stored_count}/{count}"
+        table.add_row(record.bid, escape(record.recipe_id), record.state, stored, escape(record.primary_url))
     return table
 
 
@@ -244,8 +240,9 @@ def _plan_facts(planned: Plan) -> dict[str, Any]:
 
 
 def out() -> Console:
-    """Stdout, for a person."""
-    return Console(highlight=False)
+    """Stdout, for a person: as wide as the terminal, and wide enough for everything where it is piped."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
 
 
 def _age(seconds: float) -> str:

@@ -49,6 +49,8 @@ class Progress:
     acked: int = 0
     retried: int = 0
     dead: int = 0
+    settled_at: float = 0.0
+    """When the last message was settled, by the monotonic clock."""
 
 
 class Service:
@@ -216,6 +218,7 @@ class Service:
     def _count(self, disposition: Disposition, outcome: str) -> None:
         self._metrics.messages_settled.labels(queue=self._queue.name, outcome=outcome).inc()
         self._metrics.last_progress_timestamp.set_to_current_time()
+        self.progress.settled_at = time.monotonic()
         if isinstance(disposition, Ack):
             self.progress.acked += 1
         elif isinstance(disposition, Dead):

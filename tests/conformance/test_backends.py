@@ -39,7 +39,7 @@ ADAPTERS: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextMan
 @asynccontextmanager
 async def measured_backend(request: pytest.FixtureRequest) -> AsyncIterator[StorageBackend]:
     async with memory_backend(request) as backend:
-        yield MeasuredBackend(backend, lambda seen: None)
+        yield MeasuredBackend(backend, lambda _: None)
 
 
 WRAPPERS: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[StorageBackend]]] = (
