@@ -70,12 +70,12 @@ def invocation(
     context: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The settings file (YAML). [env: TRANSLOAD_CONFIG]"),
+        typer.Option(metavar="FILE", help="The settings file (YAML). Also TRANSLOAD_CONFIG."),
     ] = None,
     home: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Where everything embedded lies. [env: TRANSLOAD_HOME; default: ~/.transload]"
+            metavar="DIR", help="Where everything embedded lies. Also TRANSLOAD_HOME; default ~/.transload."
         ),
     ] = None,
 ) -> None:
