@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from backends.base import Attributes, Features, ObjectStat, Receipt, StorageBackend
@@ -36,9 +36,17 @@ class MeasuredBackend:
 
     @asynccontextmanager
     async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        with self._observed("open") as seen:
-            async with self._backend.open(key) as chunks:
+        """What the reader's user raises is no failure of the read."""
+        seen = Observation("open")
+        started = time.monotonic()
+        try:
+            async with AsyncExitStack() as stack:
+                with _outcome(seen):
+                    chunks = await stack.enter_async_context(self._backend.open(key))
                 yield _counted(chunks, seen)
+        finally:
+            seen.seconds = time.monotonic() - started
+            self._observe(seen)
 
     async def write(self, key: str, chunks: AsyncIterator[bytes], attributes: Attributes) -> Receipt:
         with self._observed("write") as seen:
@@ -75,16 +83,28 @@ class MeasuredBackend:
         seen = Observation(op)
         started = time.monotonic()
         try:
-            yield seen
-        except BaseException as exc:
-            seen.outcome = type(exc).__name__
-            raise
+            with _outcome(seen):
+                yield seen
         finally:
             seen.seconds = time.monotonic() - started
             self._observe(seen)
 
 
+@contextmanager
+def _outcome(seen: Observation) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as exc:
+        seen.outcome = type(exc).__name__
+        raise
+
+
 async def _counted(chunks: AsyncIterator[bytes], seen: Observation) -> AsyncIterator[bytes]:
-    async for chunk in chunks:
+    reading = aiter(chunks)
+    while True:
+        with _outcome(seen):
+            chunk = await anext(reading, None)
+        if chunk is None:
+            return
         seen.size += len(chunk)
         yield chunk

@@ -111,8 +111,12 @@ class S3Backend:
         received = 0
         pieces = aiter(stream)
         while True:
-            with translated(f"read {self.location}{key}"):
-                piece = await anext(pieces, None)
+            try:
+                with translated(f"read {self.location}{key}"):
+                    piece = await anext(pieces, None)
+            except Conflict as exc:
+                # The reader goes on after a broken connection only while the object is the same one.
+                raise Unavailable(f"{self.location}{key} changed while it was read") from exc
             if piece is None:
                 break
             received += len(piece)

@@ -52,10 +52,10 @@ class S3Options(BackendOptions):
         default=8 << 20, ge=5 << 20, le=512 << 20, description="Bytes of a part; smaller objects are one PUT."
     )
     max_concurrency: int = Field(
-        default=4,
+        default=2,
         ge=1,
         le=64,
-        description="Parts of one write in flight; a write needs about twice `part_size` times this in memory.",
+        description="Parts of one write in flight; a write needs about `part_size` times twice this and two more in memory.",
     )
     max_connections: int = Field(default=64, ge=1, description="Connections of aiobotocore's pool.")
     connect_timeout: float = Field(default=5.0, gt=0, description="Seconds to connect.")

@@ -37,15 +37,26 @@ class Source:
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
-        self._buffer = bytearray()
+        self._rest = memoryview(b"")
         self._exhausted = False
         self._digest = hashlib.sha256()
         self.size = 0
 
     async def take(self, length: int) -> bytes:
         """The next `length` bytes, fewer at the end of the stream, none after it. Raises what the stream raises."""
-        # One chunk more than needed, so that `ended` is known as soon as the last part is out.
-        while len(self._buffer) <= length and not self._exhausted:
+        pieces: list[memoryview] = []
+        missing = length
+        while missing and await self._more():
+            piece, self._rest = self._rest[:missing], self._rest[missing:]
+            pieces.append(piece)
+            missing -= len(piece)
+        # Looked ahead, so that `ended` is known as soon as the last part is out.
+        await self._more()
+        return b"".join(pieces)
+
+    async def _more(self) -> bool:
+        """Whether there is a byte left; reads on until there is, or the stream ends."""
+        while not self._rest and not self._exhausted:
             try:
                 chunk = await anext(self._chunks)
             except StopAsyncIteration:
@@ -53,16 +64,13 @@ class Source:
             else:
                 self._digest.update(chunk)
                 self.size += len(chunk)
-                self._buffer += chunk
-        with memoryview(self._buffer) as view:
-            part = bytes(view[:length])
-        del self._buffer[:length]
-        return part
+                self._rest = memoryview(chunk)
+        return bool(self._rest)
 
     @property
     def ended(self) -> bool:
         """Nothing is left to take."""
-        return self._exhausted and not self._buffer
+        return self._exhausted and not self._rest
 
     @property
     def sha256(self) -> str:

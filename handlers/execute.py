@@ -6,11 +6,12 @@ staging -> check -> target, streaming: the target pulls, so the slowest side set
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 
 from backends.base import Attributes, Receipt, StorageBackend, single
-from backends.errors import IntegrityError, NotFound
+from backends.errors import Conflict, IntegrityError, NotFound
 from handlers.errors import PayloadMissing
 from handlers.messages import ResourceFetched
 from handlers.plan import Source, StorePlan, Write
@@ -43,7 +44,9 @@ async def execute(
         target = targets[write.target]
         receipt = await _copy(plan.source, staging[plan.source.staging], write, target)
         if write.sidecar_key is not None:
-            await target.write(write.sidecar_key, single(_sidecar(plan.command, receipt)), _JSON)
+            # The payload is the same; when only its description differs, the first one stays, as it does with attributes.
+            with suppress(Conflict):
+                await target.write(write.sidecar_key, single(_sidecar(plan.command, receipt)), _JSON)
         placements.append(Placement(write.target, receipt))
     return tuple(placements)
 

@@ -28,6 +28,8 @@ DEFAULT_LIMIT = 256 * 1024
 _DEPTH = 100
 """Levels of nesting read: whatever writes it again (database, notification, manifest) recurses once a level."""
 
+_DIGITS = 40
+
 _ENVELOPES = 3
 """How many wrappings are opened: SNS around a CloudEvent is two; more is somebody playing."""
 
@@ -44,7 +46,7 @@ def _one_line(text: str) -> str:
 def _bid(text: str) -> str:
     if not is_bid(text):
         raise ValueError(
-            "not a bundle id: use a UUID, 'bid:v1:registry:YYYYMMDDHHMMSS:hex8', 'test-…' or 'custom-…'"
+            "not a bundle id: use a UUID, 'bid:v1:registry:YYYYMMDDHHMMSS:hex8', 'test-...' or 'custom-...'"
         )
     return text
 
@@ -182,7 +184,11 @@ def _parse(text: bytes | str) -> dict[str, Any]:
         if isinstance(text, bytes):
             text = text.decode()
         value = json.loads(
-            text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant, parse_float=_finite
+            text,
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_bounded,
         )
         if _too_deep(value):
             raise RecursionError
@@ -213,6 +219,12 @@ def _finite(text: str) -> float:
     if math.isinf(number := float(text)):
         raise ValueError("a number is beyond what a double holds")
     return number
+
+
+def _bounded(text: str) -> int:
+    if len(text) > _DIGITS:
+        raise ValueError(f"an integer has more than {_DIGITS} digits")
+    return int(text)
 
 
 def _too_deep(value: object) -> bool:
@@ -265,7 +277,7 @@ def _first_problem(error: ValidationError) -> str:
     # The first element of the location is the union's tag, which the reader did not write.
     where = ".".join(str(part) for part in first["loc"][1:]) or "message"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{_short(where, 120, quote=False)}: {_short(first['msg'], 160, quote=False)}{more}"
+    return f"{_short(where, 120, quote=False)}: {_short(first['msg'].removeprefix('Value error, '), 160, quote=False)}{more}"
 
 
 def _short(value: object, limit: int = 60, *, quote: bool = True) -> str:

@@ -17,14 +17,14 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     CredentialRetrievalError,
-    HTTPClientError,
+    MetadataRetrievalError,
     NoAuthTokenError,
     NoCredentialsError,
+    ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
-)
-from botocore.exceptions import (
-    ConnectionError as BotoConnectionError,
+    SSOError,
+    TokenRetrievalError,
 )
 from botocore.parsers import ResponseParserError
 from pydantic import BaseModel, Field, SecretStr
@@ -45,8 +45,10 @@ _NO_CREDENTIALS = (
     CredentialRetrievalError,
     ProfileNotFound,
     NoAuthTokenError,
+    SSOError,
+    TokenRetrievalError,
+    MetadataRetrievalError,
 )
-_NO_ANSWER = (HTTPClientError, BotoConnectionError, ResponseParserError, OSError, asyncio.TimeoutError)
 _DENIED_WORDS = ("Denied", "Token", "Signature", "Authoriz", "AccessKey", "UnrecognizedClient")
 _UNSENDABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _FIFO_TOKEN = re.compile(r"[A-Za-z0-9!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]{1,128}")
@@ -66,6 +68,26 @@ class SqsOptions(BaseModel):
     secret_access_key: SecretStr | None = Field(default=None, description="The access key's secret.")
     session_token: SecretStr | None = Field(default=None, description="For temporary credentials.")
     profile: str | None = Field(default=None, description="A profile of the AWS configuration files.")
+
+
+_ABOUT_THE_REQUEST = frozenset(
+    {
+        "BatchRequestTooLong",
+        "EmptyBatchRequest",
+        "InvalidAttributeName",
+        "InvalidAttributeValue",
+        "InvalidBatchEntryId",
+        "InvalidMessageContents",
+        "InvalidParameterCombination",
+        "InvalidParameterValue",
+        "MessageTooLong",
+        "MissingParameter",
+        "TooManyEntriesInBatchRequest",
+        "UnsupportedOperation",
+        "ValidationError",
+    }
+)
+"""What no later attempt changes. Every other answer may pass: an expired login, a disabled key, a skewed clock."""
 
 
 class Trouble(enum.Enum):
@@ -107,15 +129,16 @@ def classify(exc: BaseException) -> Trouble:
     """Tell what one of `SDK_ERRORS` means, by code first and by HTTP status where the code says nothing."""
     if isinstance(exc, ClientError):
         status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return _classify_code(short_code(exc.response.get("Error", {})), status)
+        return classify_code(short_code(exc.response.get("Error", {})), status)
     if isinstance(exc, _NO_CREDENTIALS):
         return Trouble.DENIED
-    if isinstance(exc, _NO_ANSWER):
-        return Trouble.UNAVAILABLE
-    return Trouble.REFUSED
+    if isinstance(exc, ParamValidationError):
+        return Trouble.REFUSED
+    return Trouble.UNAVAILABLE
 
 
-def _classify_code(code: str, status: int) -> Trouble:
+def classify_code(code: str, status: int) -> Trouble:
+    """Tell what an error code means; `status` decides where the code is unknown."""
     if code in {"NonExistentQueue", "QueueDoesNotExist", "InvalidAddress"}:
         return Trouble.MISSING
     if code in {"RequestLimitExceeded", "TooManyRequestsException", "OverLimit"} or "Throttl" in code:
@@ -124,7 +147,7 @@ def _classify_code(code: str, status: int) -> Trouble:
         return Trouble.UNAVAILABLE
     if status in {401, 403} or any(word in code for word in _DENIED_WORDS):
         return Trouble.DENIED
-    return Trouble.REFUSED
+    return Trouble.REFUSED if code in _ABOUT_THE_REQUEST else Trouble.UNAVAILABLE
 
 
 def short_code(error: Mapping[str, Any]) -> str:

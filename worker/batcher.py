@@ -73,8 +73,20 @@ class Batcher(Generic[Item, Result]):
         batch = [self._waiting.popleft() for _ in range(min(self._limit, len(self._waiting)))]
         try:
             results: Sequence[Result | BaseException] = await self._flush([item for item, _ in batch])
-        except Exception as exc:  # noqa: BLE001 - it is not swallowed: every caller of the batch gets it
-            results = [exc] * len(batch)
+            if len(results) != len(batch):
+                raise RuntimeError(f"{self._name}: {len(batch)} items, {len(results)} results")
+        except BaseException as exc:
+            # Whatever it was, nobody may wait for ever; a cancelled runner still ends.
+            results = [exc if isinstance(exc, Exception) else asyncio.CancelledError()] * len(batch)
+            if not isinstance(exc, Exception):
+                raise
+        finally:
+            self._answer(batch, results)
+
+    @staticmethod
+    def _answer(
+        batch: Sequence[tuple[Item, asyncio.Future[Result]]], results: Sequence[Result | BaseException]
+    ) -> None:
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
                 continue

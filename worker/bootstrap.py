@@ -76,7 +76,7 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
         pipeline = Pipeline(
             ledger=ledger,
             handlers=make_handlers(settings),
-            staging=_measured(staging, metrics),
+            staging=_measured(staging, metrics, "staging-"),
             targets=measured,
             max_message_bytes=settings.worker.max_message_bytes,
             large_transfers=settings.worker.large_transfers,
@@ -92,7 +92,10 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             ledger=ledger,
             settings=ServiceSettings(settings.worker.concurrency, settings.worker.drain_timeout),
             retry=RetryPolicy(
-                settings.worker.max_attempts, settings.worker.retry_base, settings.worker.retry_cap
+                settings.worker.max_attempts,
+                settings.worker.max_outage_attempts,
+                settings.worker.retry_base,
+                settings.worker.retry_cap,
             ),
             random=random.random,
             metrics=metrics,
@@ -109,7 +112,12 @@ async def open_producer(settings: Settings) -> AsyncIterator[Producer]:
         staging = await BACKENDS.load(chosen.backend).connect(chosen.options)
         stack.push_async_callback(staging.aclose)
         queue = await stack.enter_async_context(open_queue(settings))
-        yield Producer(queue=queue, staging=staging, source=source)
+        yield Producer(
+            queue=queue,
+            staging=staging,
+            source=source,
+            max_message_bytes=settings.worker.max_message_bytes,
+        )
 
 
 @asynccontextmanager
@@ -175,9 +183,11 @@ async def open_targets(settings: Settings) -> AsyncIterator[Mapping[str, Storage
         yield opened
 
 
-def _measured(backends: Mapping[str, StorageBackend], metrics: Metrics) -> Mapping[str, StorageBackend]:
+def _measured(
+    backends: Mapping[str, StorageBackend], metrics: Metrics, kind: str = ""
+) -> Mapping[str, StorageBackend]:
     return {
-        name: MeasuredBackend(backend, partial(metrics.observe_backend, name))
+        name: MeasuredBackend(backend, partial(metrics.observe_backend, kind + name))
         for name, backend in backends.items()
     }
 

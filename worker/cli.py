@@ -159,7 +159,9 @@ def publish(
     Prints the bundle's id. May be repeated after any error: what was announced before is known by its id.
     """
     settings = _obj(context).settings(quiet=True)
-    bundle = local_files.bundle_of(local_files.find_files(paths), recipe, bid=bid, primary_url=primary_url)
+    bundle = local_files.bundle_of(
+        local_files.find_files(paths, leave_out=settings.home), recipe, bid=bid, primary_url=primary_url
+    )
 
     async def work() -> None:
         async with bootstrap.open_producer(settings) as producer:

@@ -28,7 +28,8 @@ def overlay(draft: Draft, environ: Mapping[str, str]) -> None:
     """Lay `TRANSLOAD_SECTION__KEY` variables over the draft. An empty variable counts as not set."""
     given = {name: text for name, text in sorted(environ.items()) if name.startswith(PREFIX) and text}
     for name, text in given.items():
-        if name == FILE_VARIABLE or _SERVICE_LINK.fullmatch(name):
+        # Two underscores are ours: no Service's name makes them.
+        if name == FILE_VARIABLE or ("__" not in name and _SERVICE_LINK.fullmatch(name)):
             continue
         path = tuple(name.removeprefix(PREFIX).lower().split("__"))
         origin = f"environment {name}"

@@ -90,14 +90,18 @@ async def _work(settings: Settings, bundles: Sequence[LocalBundle]) -> tuple[flo
     async with bootstrap.open_service(settings, admin=False) as service:
         started = time.monotonic()
         work = asyncio.create_task(service.run(until_idle=True), name="demo-worker")
-        with render.progress("storing", expected, unit="messages") as advance:
-            shown = 0
-            while not work.done():
-                await asyncio.wait([work], timeout=0.1)
-                settled = service.progress.acked + service.progress.dead
-                advance(settled - shown)
-                shown = settled
-        await work
+        try:
+            with render.progress("storing", expected, unit="messages") as advance:
+                shown = 0
+                while not work.done():
+                    await asyncio.wait([work], timeout=0.1)
+                    settled = service.progress.acked + service.progress.dead
+                    advance(settled - shown)
+                    shown = settled
+        finally:
+            # Also when interrupted: the parts are closed only once nobody works with them.
+            service.stop()
+            await work
     return max(service.progress.settled_at - started, 1e-3), service
 
 

@@ -6,7 +6,7 @@ Pure, but for the randomness it is given. Called by worker/service.py with what 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backends.errors import Conflict, IntegrityError, StorageError
+from backends.errors import Conflict, IntegrityError, PermissionDenied, StorageError, Unavailable
 from handlers.errors import HandlerError, PayloadMissing, Refused
 from worker.ledger.base import LedgerError, LedgerRefused
 from worker.queues.base import Dead, Disposition, Retry
@@ -17,6 +17,8 @@ class RetryPolicy:
     """How often and how soon. Seconds."""
 
     max_attempts: int = 5
+    max_outage_attempts: int = 100
+    """For a store that does not answer or refuses us: that says little about the message."""
     base: float = 1.0
     cap: float = 60.0
 
@@ -34,7 +36,7 @@ def decide(error: Exception, attempt: int, policy: RetryPolicy, random: Callable
     """What becomes of a delivery whose work raised `error` at its `attempt`-th receive.
 
     - what can never succeed is dead at once, with its reason
-    - what may succeed later is retried, and dead after `policy.max_attempts`
+    - what may succeed later is retried, and dead after `policy.max_attempts`; after many more where a store is down
     - a ledger that does not answer says nothing about the message: that is retried without limit; one that answers and
       refuses this entry does
     - an error nobody foresaw is treated like one that may pass, because losing a message to a bug is worse
@@ -45,8 +47,10 @@ def decide(error: Exception, attempt: int, policy: RetryPolicy, random: Callable
         return Retry(policy.delay(attempt, random))
     if isinstance(error, (HandlerError, StorageError)) and not error.retryable:
         return Dead(reason_for(error), str(error))
-    if attempt >= policy.max_attempts:
-        return Dead(reason_for(error), f"{error} (attempt {attempt} of {policy.max_attempts})")
+    outage = isinstance(error, (Unavailable, PermissionDenied))
+    limit = policy.max_outage_attempts if outage else policy.max_attempts
+    if attempt >= limit:
+        return Dead(reason_for(error), f"{error} (attempt {attempt} of {limit})")
     return Retry(policy.delay(attempt, random))
 
 

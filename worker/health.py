@@ -42,7 +42,7 @@ class Health:
         self,
         *,
         loop_stall: float = 10.0,
-        receive_stall: float = 60.0,
+        receive_stall: float = 120.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Not live after `loop_stall` seconds without `tick`, or `receive_stall` without `received` and no reason for it."""
@@ -64,7 +64,7 @@ class Health:
         self._ticked = self._clock()
 
     def received(self) -> None:
-        """A receive call came back, with messages or without."""
+        """A receive call came back: with messages, without, or with an error. An outage is no reason to restart."""
         self._received = self._clock()
 
     @property

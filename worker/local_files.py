@@ -50,8 +50,8 @@ class LocalBundle:
         return sum(file.size for file in self.files)
 
 
-def find_files(paths: Iterable[Path]) -> Sequence[LocalFile]:
-    """The files named, and all files below the folders named, in a stable order; each once.
+def find_files(paths: Iterable[Path], *, leave_out: Path | None = None) -> Sequence[LocalFile]:
+    """The files named, and all files below the folders named, in a stable order; each once. Not the folder `leave_out`.
 
     Raises `ProducerError` for a path that is not there or is neither file nor folder, and when nothing is found.
     """
@@ -59,7 +59,7 @@ def find_files(paths: Iterable[Path]) -> Sequence[LocalFile]:
     for path in paths:
         absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links and change the names
         if absolute.is_dir():
-            for file in _below(absolute):
+            for file in _below(absolute, leave_out):
                 found.setdefault(file.path, file)
         elif absolute.is_file():
             found.setdefault(absolute, _local_file(absolute))
@@ -87,7 +87,9 @@ def folders_of(root: Path, recipe_id: str, *, leave_out: Path | None = None) -> 
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and name not in _NOT_WORTH_FETCHING and here / name != leave_out
+            if not name.startswith(".")
+            and name not in _NOT_WORTH_FETCHING
+            and not _is_same(here / name, leave_out)
         )
         files = [_local_file(here / name) for name in sorted(names) if _is_plain_file(here / name)]
         if files:
@@ -139,12 +141,16 @@ async def _read(file: LocalFile) -> AsyncIterator[bytes]:
         raise ProducerError(f"{file.path} changed while it was read; publish it again when it is at rest")
 
 
-def _below(folder: Path) -> Iterator[LocalFile]:
+def _below(folder: Path, leave_out: Path | None) -> Iterator[LocalFile]:
     for where, folders, names in os.walk(folder):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not _is_same(Path(where, name), leave_out))
         for name in sorted(names):
             if _is_plain_file(path := Path(where, name)):
                 yield _local_file(path)
+
+
+def _is_same(folder: Path, other: Path | None) -> bool:
+    return other is not None and other.exists() and folder.samefile(other)
 
 
 def _is_plain_file(path: Path) -> bool:

@@ -80,7 +80,7 @@ class Pipeline:
         """A message seen before: done already, unless it now says something else."""
         if recorded != command.fingerprint:
             raise Refused("conflict", f"message id {command.id!a} was used before for something else")
-        self._log.debug("already recorded", message=command.id)
+        self._log.debug("already recorded", command=command.id)
         return Ack()
 
     def _tell(self, command: Command, outcome: Recorded) -> None:

@@ -21,6 +21,7 @@ from backends.errors import Conflict
 from handlers.bids import BidFactory
 from handlers.errors import Refused
 from handlers.messages import (
+    DEFAULT_LIMIT,
     Bundle,
     BundleClosed,
     ClosedBundle,
@@ -88,11 +89,13 @@ class Producer:
         staging: StorageBackend,
         source: StagingSource,
         new_bid: BidFactory | None = None,
+        max_message_bytes: int = DEFAULT_LIMIT,
     ) -> None:
-        """`source` is the worker's view of `staging`: the locations announced are spelled by it."""
+        """`max_message_bytes` is the worker's limit: what it would refuse is not announced. `source` is the worker's view of `staging`: the locations announced are spelled by it."""
         self._queue = queue
         self._staging = staging
         self._source = source
+        self._limit = max_message_bytes
         self._new_bid = BidFactory() if new_bid is None else new_bid
 
     async def start_bundle(self, bundle_ref: BundleRef, recipe: str | Recipe) -> "BundleStorageContext":
@@ -110,7 +113,7 @@ class Producer:
             )
         except ValidationError as exc:
             raise ProducerError(_reason(exc)) from exc
-        return BundleStorageContext(ref, bundle, self._queue, self._staging, self._source)
+        return BundleStorageContext(ref, bundle, self._queue, self._staging, self._source, self._limit)
 
 
 class BundleStorageContext:
@@ -123,6 +126,7 @@ class BundleStorageContext:
         queue: Queue,
         staging: StorageBackend,
         source: StagingSource,
+        max_message_bytes: int,
     ) -> None:
         """Made by `Producer.start_bundle`."""
         self.bundle_ref = ref
@@ -130,7 +134,7 @@ class BundleStorageContext:
         self._queue = queue
         self._staging = staging
         self._source = source
-        self._announced: set[str] = set()
+        self._limit = max_message_bytes
         self._adding = 0
         self._closed = False
 
@@ -159,7 +163,7 @@ class BundleStorageContext:
             resource = Resource(
                 url=url, content_type=content_type, status_code=status_code, meta=dict(meta or {})
             )
-            key = "/".join(part for part in (self._source.prefix, self.bid, resource_name(url)) if part)
+            key = self._folder + resource_name(url)
             receipt = await self._staging.write(key, stream, Attributes(content_type))
             payload = Payload(
                 location=self._source.location_of(key), size=receipt.size, sha256=receipt.sha256
@@ -172,7 +176,6 @@ class BundleStorageContext:
                     payload=payload,
                 )
             )
-            self._announced.add(resource_id(url))
         except ValidationError as exc:
             raise ProducerError(_reason(exc)) from exc
         except Conflict as exc:
@@ -183,9 +186,10 @@ class BundleStorageContext:
             self._adding -= 1
 
     async def complete(self, metadata: Mapping[str, Any]) -> None:
-        """Close the bundle with the number of distinct URLs added. May be called again after an error.
+        """Close the bundle with the number of distinct URLs staged for it, by this context and those before it.
 
-        Raises `ProducerError` while resources are still being added, or a `QueueError`.
+        May be called again after an error. Raises `ProducerError` while resources are still being added, a `StorageError`
+        or a `QueueError`.
         """
         if self._adding:
             raise ProducerError(
@@ -196,7 +200,7 @@ class BundleStorageContext:
             recipe_id=self._bundle.recipe_id,
             primary_url=self._bundle.primary_url,
             meta=self._bundle.meta,
-            resources_count=len(self._announced),
+            resources_count=await self._staged(),
             metadata=dict(metadata),
         )
         # Before the work: what is added while the count is on its way, or after a send that may have been accepted,
@@ -208,10 +212,21 @@ class BundleStorageContext:
             self._closed = False
             raise
 
+    @property
+    def _folder(self) -> str:
+        return f"{self._source.prefix}/{self.bid}/" if self._source.prefix else f"{self.bid}/"
+
+    async def _staged(self) -> int:
+        """One key a URL, so the keys under the bundle's folder are its resources, whoever staged them."""
+        count = 0
+        async for _ in self._staging.list(self._folder):
+            count += 1
+        return count
+
     async def _send(self, command: Command) -> None:
         try:
             body = encode(command)
-            decode(body)
+            decode(body, self._limit)
         except (PydanticSerializationError, Refused) as exc:
             raise ProducerError(f"the worker would refuse message {command.id!r}: {exc}") from exc
         await self._queue.send([OutgoingMessage(body, group=self.bid, deduplication_id=command.id)])
@@ -219,4 +234,4 @@ class BundleStorageContext:
 
 def _reason(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg'].removeprefix('Value error, ')}"

@@ -7,8 +7,8 @@ its claim runs out. A crash between publish and mark publishes again, with the s
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -59,27 +59,31 @@ class Relay:
         self._random = random
         self._metrics = metrics
         self._due = asyncio.Event()
+        self._stopping = False
         self._log = structlog.get_logger("relay")
 
     def wake(self) -> None:
         """A bundle was completed in this process: do not wait for the next poll."""
         self._due.set()
 
+    def stop(self) -> None:
+        """End `run` after the round under way."""
+        self._stopping = True
+        self._due.set()
+
     async def run(self) -> None:
-        """Announce until cancelled. A ledger that does not answer is asked again after a pause."""
-        while True:
+        """Announce until told to stop. A ledger that does not answer is asked again after a pause."""
+        while not self._stopping:
             self._due.clear()
             try:
                 busy = await self.announce_due()
             except LedgerError as exc:
                 self._log.warning("outbox not readable", error=str(exc))
                 busy = 0
-            if not busy:
-                try:
+            if not busy and not self._stopping:
+                with suppress(TimeoutError):
                     async with asyncio.timeout(self._settings.poll_interval):
                         await self._due.wait()
-                except TimeoutError:
-                    continue
 
     async def announce_due(self) -> int:
         """One round: claim what is due and announce it. How many rows were claimed."""
@@ -91,38 +95,33 @@ class Relay:
 
     async def _announce(self, rows: Sequence[OutboxRow]) -> None:
         gate = asyncio.Semaphore(_FINALIZED_AT_ONCE)
-        # Every one is waited for, also when one fails: none may go on once the claim is no longer renewed.
-        finalized = await asyncio.gather(
-            *(self._finalized(row, gate) for row in rows), return_exceptions=True
-        )
-        for failure in finalized:
-            if isinstance(failure, BaseException):
-                raise failure
+        finalized = await asyncio.gather(*(self._finalized(row, gate) for row in rows))
         ready = [row for row, done in zip(rows, finalized, strict=True) if done]
         outcomes = await self._publisher.publish([_notification(row) for row in ready])
-        accepted = []
-        for row, error in zip(ready, outcomes, strict=True):
-            if error is None:
-                accepted.append(row)
-            elif error.retryable:
-                await self._later(row, error)
-            else:
-                await self._park(row, error)
-        marked = await self._ledger.mark_published(accepted)
+        answered = list(zip(ready, outcomes, strict=True))
+        # First what is out: a row that is not marked is sent again.
+        await self._mark([row for row, error in answered if error is None])
+        for row, error in answered:
+            if error is not None:
+                await (self._later(row, error) if error.retryable else self._park(row, error))
+
+    async def _mark(self, rows: Sequence[OutboxRow]) -> None:
+        marked = await self._ledger.mark_published(rows)
         self._metrics.outbox_publish.labels(result="ok").inc(marked)
-        for row in accepted:
+        for row in rows:
             self._metrics.outbox_delivery_lag_seconds.observe(max(0.0, time.time() - row.completed_at / 1000))
             self._log.info("bundle published", bid=row.bid, recipe_id=row.recipe_id, event_id=row.event_id)
 
     async def _finalized(self, row: OutboxRow, gate: asyncio.Semaphore) -> bool:
-        """Write the manifest to every target; False when that has to wait, which is then arranged."""
+        """Write the manifest to every target; False when that has to wait. Whatever is wrong concerns this row only."""
         async with gate:
             try:
                 await self._finalize(row)
-            except _TargetGone as exc:
-                await self._park(row, exc)
-            except StorageError as exc:
+            except (StorageError, LedgerError, _TargetGone) as exc:
                 await (self._later(row, exc) if exc.retryable else self._park(row, exc))
+            except Exception as exc:  # noqa: BLE001 - a fault nobody foresaw must not take the neighbours along
+                self._log.exception("manifest failed", bid=row.bid)
+                await self._later(row, exc)
             else:
                 return True
             return False
@@ -130,7 +129,7 @@ class Relay:
     async def _finalize(self, row: OutboxRow) -> None:
         bundle = await self._ledger.bundle(row.bid)
         if bundle is None:
-            raise _TargetGone(f"bundle {row.bid} is in the outbox but not in the ledger")
+            raise LedgerError(f"bundle {row.bid} is in the outbox but not in the ledger")
         if row.attempts == 1:
             self._metrics.bundle_completion_seconds.observe((row.completed_at - bundle.created_at) / 1000)
         for place in bundle.targets:
@@ -146,12 +145,19 @@ class Relay:
         delay = self._retry.delay(row.attempts, self._random)
         self._metrics.outbox_publish.labels(result="error").inc()
         self._log.warning("completion postponed", bid=row.bid, seconds=round(delay, 1), error=str(error))
-        await self._ledger.postpone(row, delay, str(error))
+        await self._noted(self._ledger.postpone(row, delay, str(error)))
 
     async def _park(self, row: OutboxRow, error: Exception) -> None:
         self._metrics.outbox_publish.labels(result="parked").inc()
         self._log.error("completion parked: it waits for you", bid=row.bid, error=str(error))
-        await self._ledger.park(row, str(error))
+        await self._noted(self._ledger.park(row, str(error)))
+
+    async def _noted(self, change: Awaitable[bool]) -> None:
+        """A change that fails leaves the row to the end of its claim."""
+        try:
+            await change
+        except LedgerError as exc:
+            self._log.warning("outbox not changed; the row comes back when its claim ends", error=str(exc))
 
     @asynccontextmanager
     async def _held(self, rows: Sequence[OutboxRow]) -> AsyncIterator[None]:
@@ -175,7 +181,9 @@ class Relay:
 
 
 class _TargetGone(Exception):
-    """Nothing this process can do finalizes the bundle."""
+    """The bundle lies in a target that is not configured. Retryable: it may be configured again."""
+
+    retryable = True
 
 
 def _notification(row: OutboxRow) -> Notification:
@@ -197,16 +205,15 @@ async def manifest(
 ) -> AsyncIterator[bytes]:
     """The bundle's manifest as it lies in one target: JSON, streamed, the same bytes on every redo.
 
-    Late resources are not in it: they were not there when the bundle was completed.
+    Late resources are not in it: they were not there when the bundle was completed. Nor is any time of day: a bundle that
+    is announced again from a lost or restored ledger finds its manifest equal.
     """
-    completed_at = 0 if bundle.completed_at is None else bundle.completed_at
     head = {
         "bid": bundle.bid,
         "recipe_id": bundle.recipe_id,
         "primary_url": bundle.primary_url,
         "resources_count": bundle.stored_count,
         "storage_key": place.storage_key,
-        "completion_timestamp": notification.timestamp(completed_at),
         "event_id": event_id,
         "meta": bundle.meta,
         "metadata": bundle.metadata,

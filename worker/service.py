@@ -32,6 +32,8 @@ _PAUSE_AFTER_QUEUE_ERROR = 2.0
 _LONGEST_POLL = 20.0
 _SHORT_POLL = 0.05
 _IDLE_PAUSE = 0.1
+_LAST_WORDS = 5.0
+"""Seconds beyond the drain deadline, at most, in which messages are given back and completions sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +97,12 @@ class Service:
 
         Raises what nobody foresaw in one of the background tasks: a worker without heartbeat or relay must not go on.
         """
+        relay = asyncio.create_task(self._relay.run(), name="relay")
         background = [
-            self._background("leases", self._leases.run()),
-            self._background("relay", self._relay.run()),
-            self._background("health", self._tick()),
-            self._background("gauges", self._refresh_gauges()),
+            relay,
+            asyncio.create_task(self._leases.run(), name="leases"),
+            asyncio.create_task(self._tick(), name="health"),
+            asyncio.create_task(self._refresh_gauges(), name="gauges"),
         ]
         intake = asyncio.create_task(self._take(until_idle=until_idle), name="intake")
         stop = asyncio.create_task(self._stopping.wait(), name="stop")
@@ -107,8 +110,7 @@ class Service:
             await asyncio.wait({intake, stop, *background}, return_when=asyncio.FIRST_COMPLETED)
             self._health.draining = True
             await _ended(intake)
-            await self._drain()
-            await self._announce_rest()
+            await self._drain(relay)
         finally:
             stop.cancel()
             for task in (intake, *background, *self._in_work):
@@ -128,6 +130,7 @@ class Service:
                 if until_idle and not messages and await self._is_idle():
                     return
             except (QueueError, LedgerError) as exc:
+                self._health.received()
                 self._health.queue_reachable = not isinstance(exc, QueueError)
                 self._log.warning("cannot receive", error=str(exc))
                 await _within(_PAUSE_AFTER_QUEUE_ERROR, self._stopping.wait())
@@ -172,28 +175,35 @@ class Service:
 
     async def _handle(self, delivery: Delivery) -> None:
         """Work on one delivery and settle it. Its log lines carry the message's id, and the bid once it is known."""
-        structlog.contextvars.clear_contextvars()
-        started = time.monotonic()
+        structlog.contextvars.bind_contextvars(message=delivery.message.id)
         try:
-            disposition = await self._disposition(delivery)
+            await self._work_on(delivery)
         except LeaseLost as exc:
             self._log.warning("given up", error=str(exc))
-            delivery.abandon()
-            return
         except asyncio.CancelledError:
             with suppress(QueueError):
                 await delivery.settle(Retry(0))
             raise
+        finally:
+            # Whatever happened: a message nobody works on must not keep its lease.
+            delivery.abandon()
+
+    async def _work_on(self, delivery: Delivery) -> None:
+        started = time.monotonic()
+        disposition = await self._disposition(delivery)
         outcome = type(disposition).__name__.lower()
         self._metrics.message_process_seconds.labels(route="default", outcome=outcome).observe(
             time.monotonic() - started
         )
         try:
-            await delivery.settle(disposition)
+            settled = await delivery.settle(disposition)
         except QueueError as exc:
             self._log.warning("not settled; the message comes back", outcome=outcome, error=str(exc))
             return
-        self._count(disposition, outcome)
+        if settled:
+            self._count(disposition, outcome)
+        else:
+            self._log.warning("the lease had passed; the message comes back", outcome=outcome)
 
     async def _disposition(self, delivery: Delivery) -> Disposition:
         try:
@@ -207,7 +217,6 @@ class Service:
             disposition = decide(exc, message.receive_count, self._retry, self._random)
             self._log.warning(
                 "message failed",
-                message=message.id,
                 attempt=message.receive_count,
                 error=str(exc),
                 fate=str(disposition),
@@ -234,23 +243,31 @@ class Service:
             await asyncio.sleep(0.05)
         return True
 
-    async def _drain(self) -> None:
-        """Finish what is in work; give back, by the deadline, what is not finished."""
+    async def _drain(self, relay: asyncio.Task[None]) -> None:
+        """Finish what is in work and announce what is due; by the deadline give back what is not finished."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.drain_timeout
         if self._in_work:
             self._log.info("draining", in_work=len(self._in_work), seconds=self._settings.drain_timeout)
             await asyncio.wait(self._in_work, timeout=self._settings.drain_timeout)
         for task in self._in_work:
             task.cancel()
         if self._in_work:
-            await asyncio.wait(self._in_work)
+            await asyncio.wait(self._in_work, timeout=_LAST_WORDS)
+        self._relay.stop()
+        deadline = max(deadline, loop.time() + _LAST_WORDS)
+        await asyncio.wait([relay], timeout=deadline - loop.time())
+        if relay.done():
+            await self._announce_rest(deadline)
 
-    async def _announce_rest(self) -> None:
+    async def _announce_rest(self, deadline: float) -> None:
         """Publish what is due before leaving, so that completions need not wait for the next worker."""
         try:
-            while await self._relay.announce_due():
-                pass
-        except LedgerError as exc:
-            self._log.warning("completions left for the next worker", error=str(exc))
+            async with asyncio.timeout_at(deadline):
+                while await self._relay.announce_due():
+                    pass
+        except (LedgerError, TimeoutError) as exc:
+            self._log.warning("completions left for the next worker", error=str(exc) or "out of time")
 
     async def _tick(self) -> None:
         """Tell the health thread that the event loop turns, and how late."""
@@ -268,10 +285,6 @@ class Service:
             except LedgerError as exc:
                 self._log.warning("gauges not refreshed", error=str(exc))
             await asyncio.sleep(_GAUGES_EVERY)
-
-    @staticmethod
-    def _background(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return asyncio.create_task(work, name=name)
 
 
 async def _within(seconds: float, waiting: Coroutine[Any, Any, Any]) -> None:

@@ -174,6 +174,12 @@ class WorkerSettings(_Backoff):
     max_attempts: int = Field(
         default=5, ge=1, le=1000, description="Times a message is tried before it becomes a dead letter."
     )
+    max_outage_attempts: int = Field(
+        default=100,
+        ge=1,
+        le=100_000,
+        description="The same while staging or a target does not answer or denies access.",
+    )
     drain_timeout: float = Field(
         default=25.0,
         ge=0,

@@ -216,7 +216,7 @@ class BackendConformance:
         ],
         ids=["same size", "longer", "old empty", "new empty", "new large", "both large"],
     )
-    async def test_other_content_is_a_conflict_and_the_old_stays(
+    async def test_case_60_other_content_is_a_conflict_and_the_old_stays(
         self, backend: StorageBackend, old: bytes, new: bytes
     ) -> None:
         await put(backend, "k", old)
@@ -225,7 +225,7 @@ class BackendConformance:
         await self.assert_only(backend, "k", old)
 
     @pytest.mark.parametrize("before", [0, 1, CHUNK_SIZE, LARGE], ids=["start", "early", "middle", "end"])
-    async def test_a_broken_source_leaves_nothing(self, backend: StorageBackend, before: int) -> None:
+    async def test_i5_a_broken_source_leaves_nothing(self, backend: StorageBackend, before: int) -> None:
         broke = SourceBroke()
 
         async def breaking() -> AsyncIterator[bytes]:
@@ -255,7 +255,7 @@ class BackendConformance:
     @pytest.mark.parametrize(
         "before", [0, 1, CHUNK_SIZE + 1, LARGE], ids=["start", "early", "middle", "late"]
     )
-    async def test_a_cancelled_write_leaves_nothing(self, backend: StorageBackend, before: int) -> None:
+    async def test_i5_a_cancelled_write_leaves_nothing(self, backend: StorageBackend, before: int) -> None:
         stalled = asyncio.Event()
 
         async def stalling() -> AsyncIterator[bytes]:
@@ -290,7 +290,7 @@ class BackendConformance:
         if isinstance(backend, Sweeps):
             assert await backend.sweep(0.0) == 0
 
-    async def test_a_reader_sees_nothing_of_a_write_in_progress(self, backend: StorageBackend) -> None:
+    async def test_i5_a_reader_sees_nothing_of_a_write_in_progress(self, backend: StorageBackend) -> None:
         half, go_on = asyncio.Event(), asyncio.Event()
 
         async def halting() -> AsyncIterator[bytes]:
@@ -364,7 +364,7 @@ class BackendConformance:
         assert await backend.delete(key)
         assert await listed(backend) == []
 
-    async def test_keys_that_look_alike_are_different(self, backend: StorageBackend) -> None:
+    async def test_case_77_keys_that_look_alike_are_different(self, backend: StorageBackend) -> None:
         keys = ["a%20b", "a b", "a+b", "A b", "%61 b", "a  b", "\u00e9", "e\u0301"]
         await each([put(backend, key, key.encode()) for key in keys])
         assert await each([read(backend, key) for key in keys]) == [key.encode() for key in keys]

@@ -252,7 +252,9 @@ class LedgerConformance:
     async def test_case_78_one_id_for_two_things_in_one_batch(self, ledger: Ledger) -> None:
         first = entry("a", count=1, message_id="m")
         other = entry("b", count=1, message_id="m", fingerprint="other")
-        outcomes = await together([ledger.record(each) for each in (first, other, replace(first), replace(other))])
+        outcomes = await together(
+            [ledger.record(each) for each in (first, other, replace(first), replace(other))]
+        )
         assert [outcome.conflict for outcome in outcomes] == [False, True, False, True]
         assert sum(outcome.completed for outcome in outcomes) == 1
         assert await ledger.find("m") == first.fingerprint

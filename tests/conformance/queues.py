@@ -88,7 +88,7 @@ class QueueConformance:
         await take(queue)
         assert await queue.receive(10, wait=0) == []
 
-    async def test_extending_keeps_a_message_hidden_past_its_lease(self, queue: Queue) -> None:
+    async def test_case_21_extending_keeps_a_message_hidden_past_its_lease(self, queue: Queue) -> None:
         await queue.send(outgoing(b"long"))
         (message,) = await take(queue)
         loop = asyncio.get_running_loop()
@@ -159,7 +159,7 @@ class QueueConformance:
         (second,) = await take(queue)
         assert second.body == b"later"
 
-    async def test_a_dead_letter_tells_its_story(self, queue: Queue) -> None:
+    async def test_case_28_a_dead_letter_tells_its_story(self, queue: Queue) -> None:
         await queue.send([OutgoingMessage(b'{"broken": ', {"origin": "fetcher"})])
         (message,) = await take(queue)
         assert await queue.settle(message, Dead("malformed", "line 1: ends too early")) is True
@@ -292,7 +292,7 @@ class QueueConformance:
         with pytest.raises(QueueUnavailable):
             await queue.send(outgoing(b"late"))
 
-    async def test_without_its_dead_letter_the_message_stays(self, subject: Subject) -> None:
+    async def test_case_29_without_its_dead_letter_the_message_stays(self, subject: Subject) -> None:
         queue = subject.queue
         if subject.break_dead_letters is None:
             # One store holds both: what can be seen is that neither is ever without the message.
@@ -336,7 +336,7 @@ class StaleHandleConformance:
         return messages
 
     @pytest.mark.parametrize("disposition", [Ack(), Retry(), Retry(5), Dead("poison")])
-    async def test_a_stale_handle_settles_nothing(
+    async def test_case_24_a_stale_handle_settles_nothing(
         self, queue: Queue, disposition: Ack | Retry | Dead
     ) -> None:
         (stale,) = await self._lapsed(queue)

@@ -42,15 +42,24 @@ async def measured_backend(request: pytest.FixtureRequest) -> AsyncIterator[Stor
         yield MeasuredBackend(backend, lambda _: None)
 
 
-WRAPPERS: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[StorageBackend]]] = (
-    MappingProxyType({"measured": measured_backend})
+@asynccontextmanager
+async def named_file_backend(request: pytest.FixtureRequest) -> AsyncIterator[StorageBackend]:
+    """As on a file system without O_TMPFILE."""
+    async with file_backend(request) as backend:
+        assert isinstance(backend, FileBackend)
+        backend._tree._has_unnamed = False
+        yield backend
+
+
+SUBJECTS = MappingProxyType(
+    {**ADAPTERS, "measured": measured_backend, "file, named temporaries": named_file_backend}
 )
 
 
 class TestBackends(BackendConformance):
-    @pytest.fixture(params=sorted(ADAPTERS | WRAPPERS))
+    @pytest.fixture(params=sorted(SUBJECTS))
     async def backend(self, request: pytest.FixtureRequest) -> AsyncIterator[StorageBackend]:
-        async with (ADAPTERS | WRAPPERS)[request.param](request) as backend:
+        async with SUBJECTS[request.param](request) as backend:
             yield backend
 
 

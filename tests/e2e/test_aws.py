@@ -41,7 +41,7 @@ class Aws:
             await s3.create_bucket(Bucket=f"{name}-{self.run}")
         urls: dict[str, str] = {}
         for name in ("dead", "resources", "completions"):
-            attributes = {"VisibilityTimeout": "5"}
+            attributes = {"VisibilityTimeout": "60"}
             if name == "resources":
                 arn = await sqs.get_queue_attributes(QueueUrl=urls["dead"], AttributeNames=["QueueArn"])
                 target = arn["Attributes"]["QueueArn"]

@@ -124,7 +124,7 @@ async def test_a_killed_sender_leaves_all_it_was_told_is_sent(path: Path) -> Non
     await queue.aclose()
 
 
-async def test_a_torn_tail_costs_only_what_was_torn(path: Path) -> None:
+async def test_case_40_a_torn_tail_costs_only_what_was_torn(path: Path) -> None:
     await asyncio.to_thread(kill_after_sending, path, 10)
     await asyncio.to_thread(tear, path.with_name(f"{path.name}-wal"))
     queue = await EmbeddedQueue.connect(EmbeddedOptions(path=path))
@@ -132,7 +132,7 @@ async def test_a_torn_tail_costs_only_what_was_torn(path: Path) -> None:
     await queue.aclose()
 
 
-async def test_leases_outlive_the_process(path: Path) -> None:
+async def test_case_1_leases_outlive_the_process(path: Path) -> None:
     first = await EmbeddedQueue.connect(EmbeddedOptions(path=path))
     await first.send([OutgoingMessage(b"held"), OutgoingMessage(b"free")])
     (held,) = await first.receive(1, wait=0)
@@ -233,7 +233,7 @@ async def test_a_lock_held_too_long_is_unavailable_and_passes(path: Path) -> Non
     await queue.aclose()
 
 
-async def test_a_full_database_is_unavailable_and_recovers(path: Path) -> None:
+async def test_case_53_a_full_database_is_unavailable_and_recovers(path: Path) -> None:
     database = await Database.open(path, SCHEMA)
     await database.run(lambda c: c.execute("CREATE TABLE filler (x)").rowcount)
 
@@ -263,7 +263,7 @@ async def test_a_transaction_that_raises_leaves_nothing(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["not a database", "a flipped page"])
-async def test_damage_is_told_with_the_file_and_the_remedy(path: Path, damage: str) -> None:
+async def test_case_54_damage_is_told_with_the_file_and_the_remedy(path: Path, damage: str) -> None:
     if damage == "not a database":
         await asyncio.to_thread(path.write_bytes, b"This is no database at all. " * 200)
     else:
@@ -278,7 +278,7 @@ async def test_damage_is_told_with_the_file_and_the_remedy(path: Path, damage: s
     assert not raised.value.retryable
 
 
-async def test_a_newer_schema_is_refused(path: Path) -> None:
+async def test_case_55_a_newer_schema_is_refused(path: Path) -> None:
     await (await EmbeddedQueue.connect(EmbeddedOptions(path=path))).aclose()
     with closing(sqlite3.connect(path)) as other:
         other.execute("PRAGMA user_version = 99")

@@ -225,7 +225,7 @@ async def test_checking_hands_on_every_chunk_before_it_pulls_the_next() -> None:
     assert b"".join(seen) == data
 
 
-async def test_a_cancelled_run_leaves_nothing(world: World) -> None:
+async def test_i5_a_cancelled_run_leaves_nothing(world: World) -> None:
     """The staging stops in mid-payload, for ever; the run is cancelled there."""
     halted = asyncio.Event()
 

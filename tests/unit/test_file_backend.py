@@ -7,15 +7,18 @@ import resource
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
 from pydantic import ValidationError
 
-from backends.base import CHUNK_SIZE, Attributes, BackendOptions, Receipt, single
+from backends.base import CHUNK_SIZE, Attributes, BackendOptions, Receipt
 from backends.errors import (
     Conflict,
     InvalidKey,
@@ -25,6 +28,7 @@ from backends.errors import (
     Unavailable,
 )
 from backends.file import FileBackend, FileOptions, _translate
+from backends.file_tree import _NO_UNNAMED, is_temporary
 
 NOTHING = Attributes()
 BIG = bytes(3 * CHUNK_SIZE)
@@ -43,6 +47,7 @@ async def endless():
 
 async def main():
     backend = await FileBackend.connect(FileOptions(root=Path(sys.argv[1])))
+    backend._tree._has_unnamed = sys.argv[2] == "unnamed"
     await backend.write("dir/k", endless(), Attributes())
 
 asyncio.run(main())
@@ -61,8 +66,21 @@ async def backend(root: Path) -> AsyncIterator[FileBackend]:
     await backend.aclose()
 
 
+@pytest.fixture
+def named(backend: FileBackend) -> FileBackend:
+    """As on a file system without O_TMPFILE: temporary files have names."""
+    backend._tree._has_unnamed = False
+    return backend
+
+
+async def sliced(data: bytes) -> AsyncIterator[bytes]:
+    """In pieces of `CHUNK_SIZE`: more than one is a write with a thread of its own, not one of many in a batch."""
+    for at in range(0, len(data) or 1, CHUNK_SIZE):
+        yield data[at : at + CHUNK_SIZE]
+
+
 async def put(backend: FileBackend, key: str, data: bytes = b"x") -> Receipt:
-    return await backend.write(key, single(data), NOTHING)
+    return await backend.write(key, sliced(data), NOTHING)
 
 
 async def read(backend: FileBackend, key: str) -> bytes:
@@ -141,7 +159,9 @@ async def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
     await backend.aclose()
 
 
-async def test_a_linked_directory_leads_nowhere(backend: FileBackend, root: Path, tmp_path: Path) -> None:
+async def test_case_95_a_linked_directory_leads_nowhere(
+    backend: FileBackend, root: Path, tmp_path: Path
+) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_bytes(b"secret")
@@ -166,7 +186,7 @@ async def test_a_linked_directory_leads_nowhere(backend: FileBackend, root: Path
     assert files_below(root / "inside") == ["there"]
 
 
-async def test_a_linked_leaf_is_no_object(backend: FileBackend, root: Path, tmp_path: Path) -> None:
+async def test_case_95_a_linked_leaf_is_no_object(backend: FileBackend, root: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
     (root / "leaf").symlink_to(tmp_path / "secret")
     (root / "dangling").symlink_to(tmp_path / "new")
@@ -205,7 +225,7 @@ async def test_a_file_where_a_directory_is_needed(backend: FileBackend, root: Pa
     assert files_below(root) == ["a", "d/k"]
 
 
-async def test_a_segment_longer_than_the_file_system_takes(backend: FileBackend, root: Path) -> None:
+async def test_case_59_a_segment_longer_than_the_file_system_takes(backend: FileBackend, root: Path) -> None:
     for key in ("n" * 256, "d/" + "n" * 256, "n" * 256 + "/k"):
         with pytest.raises(InvalidKey):
             await put(backend, key)
@@ -238,7 +258,7 @@ async def test_temporary_names_are_hidden_and_no_keys(backend: FileBackend, root
     assert (root / "d" / name).read_bytes() == b"half"
 
 
-async def test_sweep_takes_old_temporary_files_only(backend: FileBackend, root: Path) -> None:
+async def test_i6_sweep_takes_old_temporary_files_only(backend: FileBackend, root: Path) -> None:
     await put(backend, "d/k")
     old, new = root / "d" / ".transload-dead-0.part", root / ".transload-live-1.part"
     for path in (old, new, root / "d" / ".transload-not-ours", root / "other.part"):
@@ -253,7 +273,7 @@ async def test_sweep_takes_old_temporary_files_only(backend: FileBackend, root: 
 
 
 async def test_a_write_whose_temporary_file_is_swept_fails_and_may_be_repeated(
-    backend: FileBackend, root: Path
+    named: FileBackend, root: Path
 ) -> None:
     async def swept_away() -> AsyncIterator[bytes]:
         for _ in range(4):
@@ -262,34 +282,88 @@ async def test_a_write_whose_temporary_file_is_swept_fails_and_may_be_repeated(
         (root / temporary).unlink()
 
     with pytest.raises(Unavailable):
-        await backend.write("k", swept_away(), NOTHING)
+        await named.write("k", swept_away(), NOTHING)
     assert files_below(root) == []
-    assert (await put(backend, "k", BIG)).created
+    assert (await put(named, "k", BIG)).created
 
 
-async def test_a_killed_process_leaves_no_object_and_its_rest_is_swept(
-    backend: FileBackend, root: Path
+@pytest.mark.parametrize("code", sorted(_NO_UNNAMED), ids=errno.errorcode.get)
+async def test_without_unnamed_files_there_are_named_ones(
+    backend: FileBackend, root: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    refused: list[int] = []
+    seen: list[list[str]] = []
+    real = os.open
+
+    def without(path: str, flags: int, *args: int, **kwargs: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            refused.append(flags)
+            raise OSError(code, os.strerror(code))
+        return real(path, flags, *args, **kwargs)
+
+    async def looking() -> AsyncIterator[bytes]:
+        for _ in range(4):
+            yield bytes(CHUNK_SIZE)
+        seen.append(files_below(root))
+
+    monkeypatch.setattr(os, "open", without)
+    assert (await backend.write("d/k", looking(), NOTHING)).created
+    assert (await backend.write("d/l", looking(), NOTHING)).created
+    assert len(refused) == 1, "asked once"
+    for names in seen:
+        assert [name for name in names if is_temporary(name.rpartition("/")[2])]
+    assert files_below(root) == ["d/k", "d/l"]
+
+
+async def test_another_error_of_an_unnamed_file_is_no_reason_to_name_it(
+    backend: FileBackend, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def full(path: str, flags: int, *args: int, **kwargs: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, flags, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", full)
+        with pytest.raises(Unavailable):
+            await put(backend, "d/k")
+    assert backend._tree._has_unnamed
+    assert files_below(root) == []
+
+
+@pytest.mark.parametrize(("kind", "left_behind"), [("unnamed", 0), ("named", 1)])
+async def test_cases_3_and_5_a_killed_process_leaves_no_object_and_its_rest_is_swept(
+    backend: FileBackend, root: Path, kind: str, left_behind: int
 ) -> None:
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", WRITER, str(root), stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
+        sys.executable,
+        "-c",
+        WRITER,
+        str(root),
+        kind,
+        stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
     )
     assert child.stdout is not None
     async with asyncio.timeout(30):
         assert await child.stdout.readline() == b"half way\n"
         child.send_signal(signal.SIGKILL)
         assert await child.wait() == -signal.SIGKILL
-    (left,) = files_below(root)
-    assert left.startswith("dir/.transload-")
+    left = files_below(root)
+    assert len(left) == left_behind
+    assert all(name.startswith("dir/.transload-") for name in left)
     assert await backend.stat("dir/k") is None
     assert await keys(backend) == []
     assert await backend.sweep(3600.0) == 0
-    assert await backend.sweep(0.0) == 1
+    assert await backend.sweep(0.0) == left_behind
     assert files_below(root) == []
     assert (await put(backend, "dir/k", BIG)).created
 
 
 @pytest.mark.parametrize("data", [b"small", BIG], ids=["small", "big"])
-async def test_a_failed_fsync_fails_the_write_and_is_not_repeated(
+async def test_case_58_a_failed_fsync_fails_the_write_and_is_not_repeated(
     backend: FileBackend, root: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
     calls = 0
@@ -308,9 +382,11 @@ async def test_a_failed_fsync_fails_the_write_and_is_not_repeated(
     assert (await put(backend, "d/k", data)).created
 
 
+@pytest.mark.parametrize("unnamed", [True, False])
 async def test_what_is_synced_and_in_which_order(
-    backend: FileBackend, root: Path, monkeypatch: pytest.MonkeyPatch
+    backend: FileBackend, root: Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool
 ) -> None:
+    backend._tree._has_unnamed = unnamed
     synced: list[str] = []
     real = os.fsync
 
@@ -321,20 +397,149 @@ async def test_what_is_synced_and_in_which_order(
     async def synced_by(key: str) -> list[str]:
         synced.clear()
         await put(backend, key)
-        return [".part" if name.endswith(".part") else name for name in synced]
+        return ["new" if name.endswith((" (deleted)", ".part")) else name for name in synced]
 
     monkeypatch.setattr(os, "fsync", noting)
-    assert await synced_by("a/b/first") == [".part", "a/b", "a", "."]
-    assert await synced_by("a/b/second") == [".part", "a/b"]
-    assert await synced_by("a/c/third") == [".part", "a/c", "a"]
+    assert await synced_by("a/b/first") == ["new", "a/b", "a", "."]
+    assert await synced_by("a/b/second") == ["new", "a/b"]
+    assert await synced_by("a/c/third") == ["new", "a/c", "a"]
     # Its first writer may have died between the commit and this.
-    assert await synced_by("a/b/first") == [".part", "a/b/first", "a/b"]
-    assert await synced_by("top") == [".part", "."]
+    assert await synced_by("a/b/first") == ["new", "a/b/first", "a/b"]
+    assert await synced_by("top") == ["new", "."]
     synced.clear()
     assert await backend.delete("a/c/third")
     assert synced == ["a/c"]
     vanish(root / "a/c")
-    assert await synced_by("a/c/third") == [".part", "a/c", "a"]
+    assert await synced_by("a/c/third") == ["new", "a/c", "a"]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+class Disk:
+    """Notes every fsync and link as it begins and ends, by inode; `hold` makes one wait before it begins."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[tuple[str, int, str]] = []
+        self.hold: Callable[[int], None] = lambda _: None
+        self._fsync, self._link = os.fsync, os.link
+        monkeypatch.setattr(os, "fsync", self.fsync)
+        monkeypatch.setattr(os, "link", self.link)
+
+    def fsync(self, descriptor: int) -> None:
+        inode = os.fstat(descriptor).st_ino
+        self.events.append(("sync", inode, ""))
+        self.hold(inode)
+        self._fsync(descriptor)
+        self.events.append(("synced", inode, ""))
+
+    def link(self, source: str, name: str, *, dst_dir_fd: int, **how: Any) -> None:
+        self._link(source, name, dst_dir_fd=dst_dir_fd, **how)
+        inode = os.stat(name, dir_fd=dst_dir_fd, follow_symlinks=False).st_ino
+        self.events.append(("linked", inode, name))
+
+    def written(self, name: str) -> None:
+        """Called when the write of `name` has returned: was everything on the disk by then, in order?"""
+        linked = next(at for at, event in enumerate(self.events) if event[2] == name)
+        self.events.append(("written", self.events[linked][1], name))
+
+    def durable(self, name: str, directory: int) -> bool:
+        linked = next(at for at, event in enumerate(self.events) if event[0] == "linked" and event[2] == name)
+        inode = self.events[linked][1]
+        written = self.events.index(("written", inode, name))
+        began = [at for at in range(linked, written) if self.events[at] == ("sync", directory, "")]
+        # fsyncs of one directory do not overlap here, so an end belongs to the beginning before it.
+        ended = [at for at in range(linked, written) if self.events[at] == ("synced", directory, "")]
+        content = ("synced", inode, "") in self.events[:linked]
+        return content and bool(began) and any(at > began[0] for at in ended)
+
+    def links(self) -> int:
+        return sum(event[0] == "linked" for event in self.events)
+
+    def syncs(self, inode: int) -> int:
+        return self.events.count(("sync", inode, ""))
+
+
+@pytest.mark.parametrize("unnamed", [True, False])
+@pytest.mark.parametrize(("size", "most"), [(10, 4), (len(BIG), 2)], ids=["small", "big"])
+async def test_i1_writers_of_one_directory_share_fsyncs_that_began_after_their_links(
+    backend: FileBackend,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unnamed: bool,
+    size: int,
+    most: int,
+) -> None:
+    """The first fsync is held up until everybody else needs one. Small writes share batches of up to 16 besides."""
+    backend._tree._has_unnamed = unnamed
+    await put(backend, "d/first")
+    directory = (root / "d").stat().st_ino
+    disk = Disk(monkeypatch)
+    names = [f"k{number}" for number in range(12)]
+
+    def all_wait() -> bool:
+        return disk.links() == len(names) and (size == 10 or backend._tree._turns["d"].asked == len(names))
+
+    async def write(name: str) -> None:
+        await put(backend, f"d/{name}", name.encode().ljust(size))
+        disk.written(name)
+
+    disk.hold = lambda inode: until(all_wait) if inode == directory else None
+    await asyncio.gather(*map(write, names))
+    assert [name for name in names if not disk.durable(name, directory)] == []
+    assert 1 <= disk.syncs(directory) <= most
+    assert not backend._tree._turns
+
+
+async def test_i1_one_after_the_other_each_has_its_own_fsync(
+    backend: FileBackend, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(backend, "d/first")
+    directory = (root / "d").stat().st_ino
+    disk = Disk(monkeypatch)
+    for name in ("a", "b", "c"):
+        await put(backend, f"d/{name}")
+        disk.written(name)
+        assert disk.durable(name, directory)
+    assert disk.syncs(directory) == 3
+
+
+async def test_case_58_a_failed_fsync_of_a_directory_is_shared_with_nobody(
+    backend: FileBackend, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would have been good for everybody; whose it was fails, those who waited behind it ask the disk themselves."""
+    await put(backend, "d/first")
+    directory = (root / "d").stat().st_ino
+    names = [f"k{number}" for number in range(8)]
+    failed = threading.Event()
+
+    def broken_once(inode: int) -> None:
+        if inode != directory or failed.is_set():
+            return
+        if backend._tree._turns["d"].asked == len(names):
+            failed.set()
+            raise OSError(errno.EIO, "Input/output error")
+        until(lambda: backend._tree._turns["d"].asked == len(names))
+
+    async def write(name: str) -> None:
+        await put(backend, f"d/{name}", BIG)
+        disk.written(name)
+
+    disk = Disk(monkeypatch)
+    disk.hold = broken_once
+    outcomes = await asyncio.gather(*map(write, names), return_exceptions=True)
+    (broken,) = (at for at, outcome in enumerate(outcomes) if isinstance(outcome, Unavailable))
+    assert outcomes.count(None) == len(names) - 1
+    for name in names[:broken] + names[broken + 1 :]:
+        assert disk.durable(name, directory)
+    before = disk.syncs(directory)
+    again = await put(backend, f"d/{names[broken]}", BIG)
+    assert not again.created, "the object is there; whether for good, only now"
+    assert disk.syncs(directory) == before + 1
 
 
 async def test_a_file_too_large_for_the_process_leaves_nothing(backend: FileBackend, root: Path) -> None:
@@ -344,7 +549,7 @@ async def test_a_file_too_large_for_the_process_leaves_nothing(backend: FileBack
     assert (await put(backend, "d/k", BIG)).created
 
 
-async def test_out_of_descriptors_is_unavailable_and_passes(backend: FileBackend) -> None:
+async def test_case_59_out_of_descriptors_is_unavailable_and_passes(backend: FileBackend) -> None:
     await put(backend, "d/k")
     with limited(resource.RLIMIT_NOFILE, 3):
         for call in (put(backend, "d/l"), read(backend, "d/k"), backend.stat("d/k"), backend.health()):
@@ -379,7 +584,7 @@ async def test_no_descriptor_is_left_open(backend: FileBackend, root: Path) -> N
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - only the count matters
 
 
-async def test_a_file_cut_short_while_it_is_read(backend: FileBackend, root: Path) -> None:
+async def test_case_67_a_file_cut_short_while_it_is_read(backend: FileBackend, root: Path) -> None:
     await put(backend, "k", BIG)
     async with backend.open("k") as chunks:
         await anext(chunks)
@@ -406,7 +611,7 @@ async def test_a_vanished_root_is_not_made_again(backend: FileBackend, root: Pat
     assert not list(os.scandir(root.parent))
 
 
-async def test_what_the_system_denies_is_denied() -> None:
+async def test_case_59_what_the_system_denies_is_denied() -> None:
     # Not tmp_path: only its owner may pass through that.
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -445,7 +650,7 @@ async def test_what_the_system_denies_is_denied() -> None:
     ],
     ids=lambda value: errno.errorcode.get(value, "") if isinstance(value, int) else value.__name__,
 )
-def test_every_error_of_the_system_has_a_meaning(code: int, kind: type[StorageError]) -> None:
+def test_cases_57_to_59_every_error_of_the_system_has_a_meaning(code: int, kind: type[StorageError]) -> None:
     error = _translate(OSError(code, os.strerror(code)), "file:///root/: 'k'", NotFound)
     assert type(error) is kind
     assert str(error) == f"file:///root/: 'k': {os.strerror(code)}"

@@ -148,7 +148,7 @@ def test_head_has_the_headers_and_no_body(admin: AdminServer) -> None:
         ("DELETE", "/livez", 501),
     ],
 )
-def test_anything_else_is_refused(admin: AdminServer, method: str, path: str, status: int) -> None:
+def test_case_103_anything_else_is_refused(admin: AdminServer, method: str, path: str, status: int) -> None:
     assert ask(admin, path, method)[0] == status
 
 
@@ -162,7 +162,7 @@ def test_nothing_is_written_to_stderr(admin: AdminServer, capfd: pytest.CaptureF
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_client_that_says_nothing_holds_up_nobody(admin: AdminServer) -> None:
+def test_case_103_a_client_that_says_nothing_holds_up_nobody(admin: AdminServer) -> None:
     with socket.create_connection(("127.0.0.1", admin.port)):
         assert ask(admin, "/livez")[0] == 200
 

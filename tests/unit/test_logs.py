@@ -82,7 +82,7 @@ def test_the_last_configuration_holds(stream: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize("format_", ["json", "console"])
-def test_whatever_a_value_holds_it_stays_on_one_printable_line(format_: Any) -> None:
+def test_case_100_whatever_a_value_holds_it_stays_on_one_printable_line(format_: Any) -> None:
     stream = Terminal()
     logs.configure("info", format_, stream)
     hostile = "a\r\nb\x1b[31mc\x00d\u2028e\u202ef\ud800g"
@@ -95,7 +95,7 @@ def test_whatever_a_value_holds_it_stays_on_one_printable_line(format_: Any) -> 
     text.encode()
 
 
-def test_long_fields_are_cut(stream: io.StringIO) -> None:
+def test_case_100_long_fields_are_cut(stream: io.StringIO) -> None:
     huge = "é" * 1_000_000
     structlog.get_logger().info(huge, value=huge, deep={"many": list(range(100_000))}, raw=b"x" * 1_000_000)
     assert len(stream.getvalue()) < 100_000
@@ -125,7 +125,7 @@ def test_nesting_ends_somewhere(stream: io.StringIO) -> None:
         ValueError(f"GET https://u:{CANARY}@host/ failed"),
     ],
 )
-def test_secrets_in_urls_are_hidden(stream: io.StringIO, value: object) -> None:
+def test_case_99_secrets_in_urls_are_hidden(stream: io.StringIO, value: object) -> None:
     structlog.get_logger().info(f"event {value}", value=value)
     assert CANARY not in stream.getvalue()
     assert "**********" in stream.getvalue()
@@ -144,12 +144,12 @@ def test_secrets_in_urls_are_hidden(stream: io.StringIO, value: object) -> None:
         "x-api-key",
     ],
 )
-def test_values_under_a_secret_name_are_hidden(stream: io.StringIO, name: str) -> None:
+def test_case_99_values_under_a_secret_name_are_hidden(stream: io.StringIO, name: str) -> None:
     structlog.get_logger().info("event", **{name: CANARY}, deep={name: [CANARY]})
     assert CANARY not in stream.getvalue()
 
 
-def test_a_secret_across_the_cut_is_hidden_before_it_is_cut(stream: io.StringIO) -> None:
+def test_case_99_a_secret_across_the_cut_is_hidden_before_it_is_cut(stream: io.StringIO) -> None:
     start = "x" * (logs.FIELD_LIMIT - 20)
     structlog.get_logger().info("event", value=f"{start} https://u:{CANARY}@host")
     assert CANARY[:4] not in stream.getvalue()
@@ -161,7 +161,7 @@ def test_ordinary_urls_are_left_alone(stream: io.StringIO) -> None:
     assert only_line(stream)["url"] == url
 
 
-def test_an_exception_is_one_field_without_its_secrets(stream: io.StringIO) -> None:
+def test_case_99_an_exception_is_one_field_without_its_secrets(stream: io.StringIO) -> None:
     try:
         raise RuntimeError(f"first\nsecond https://u:{CANARY}@host \x1b[2J")
     except RuntimeError:

@@ -368,7 +368,7 @@ def test_a_missing_field_is_located() -> None:
         {"resource__meta": {"token": CANARY}, "payload__size": "no"},
     ],
 )
-def test_no_value_of_a_field_is_repeated(changes: dict[str, object]) -> None:
+def test_case_99_no_value_of_a_field_is_repeated(changes: dict[str, object]) -> None:
     error = refusal(raw(fetched(**changes)))
     assert CANARY not in str(error)
 

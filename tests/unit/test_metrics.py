@@ -58,7 +58,7 @@ def test_every_promised_metric_is_shown_under_its_name_with_its_labels(name: str
     assert [s for s in samples if s.name == f"transload_{name}" and s.labels == dict.fromkeys(labels, "x")]
 
 
-def test_no_metric_has_a_label_of_unbounded_values() -> None:
+def test_case_101_no_metric_has_a_label_of_unbounded_values() -> None:
     metrics = Metrics()
     for attribute, labels in PROMISED.values():
         if labels:

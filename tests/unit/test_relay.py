@@ -214,7 +214,7 @@ async def test_a_failing_publisher_postpones_and_its_neighbours_go_out(world: Wo
     assert await world.states() == {"a": "published", "b": "published"}
 
 
-async def test_a_refused_notification_is_parked_with_its_reason(world: World) -> None:
+async def test_case_47_a_refused_notification_is_parked_with_its_reason(world: World) -> None:
     await world.complete("a", "b")
     world.publisher.errors["a"] = PublishRefused("too large")
     await world.relay().announce_due()
@@ -243,7 +243,7 @@ async def test_another_manifest_in_the_way_parks_the_completion(world: World) ->
     assert await read(world.disk, "disk/a/manifest") == b"other"
 
 
-async def test_no_notification_before_every_manifest(world: World) -> None:
+async def test_i4_no_notification_before_every_manifest(world: World) -> None:
     await world.complete("a")
     world.disk.down = True
     assert await world.relay().announce_due() == 1

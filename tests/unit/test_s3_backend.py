@@ -71,7 +71,7 @@ def lines(front: Front, pattern: str) -> list[str]:
 
 
 @pytest.mark.parametrize("first", [5 * MIB, 8 * MIB, 512 * MIB])
-def test_ten_thousand_parts_hold_five_tebibytes(first: int) -> None:
+def test_case_65_ten_thousand_parts_hold_five_tebibytes(first: int) -> None:
     lengths = [part_length(number, first) for number in range(1, MAX_PARTS + 1)]
     assert sum(lengths) >= 5 << 40
     assert max(lengths) <= MAX_PART_SIZE
@@ -141,7 +141,7 @@ def test_path_style_follows_the_endpoint_unless_said(options: dict[str, Any], by
     assert S3Options(**{"bucket": "bucket", **options}).by_path is by_path
 
 
-async def test_nothing_is_left_when_the_source_breaks_between_parts(fronted: Fronted) -> None:
+async def test_i6_nothing_is_left_when_the_source_breaks_between_parts(fronted: Fronted) -> None:
     backend, front = fronted
     broke = RuntimeError("the source broke")
 
@@ -159,7 +159,7 @@ async def test_nothing_is_left_when_the_source_breaks_between_parts(fronted: Fro
 
 
 @pytest.mark.parametrize("moment", [CREATE, PUT_PART, COMPLETE], ids=["create", "part", "complete"])
-async def test_nothing_is_left_when_cancelled_while_a_request_is_under_way(
+async def test_i6_nothing_is_left_when_cancelled_while_a_request_is_under_way(
     fronted: Fronted, moment: str
 ) -> None:
     backend, front = fronted
@@ -237,7 +237,7 @@ async def test_a_store_without_checksum_headers_gets_none(localstack: LocalStack
     assert not any("unsigned-payload" in head for head in signed)
 
 
-async def test_the_same_again_after_a_lost_receipt_and_other_content(fronted: Fronted) -> None:
+async def test_case_60_the_same_again_after_a_lost_receipt_and_other_content(fronted: Fronted) -> None:
     backend, _ = fronted
     first = await backend.write("k", pieces(LARGE), NOTHING)
     again = await backend.write("k", pieces(LARGE), NOTHING)
@@ -250,7 +250,7 @@ async def test_the_same_again_after_a_lost_receipt_and_other_content(fronted: Fr
 
 
 @pytest.mark.parametrize("times", [1, 4], ids=["once", "every attempt"])
-async def test_a_complete_whose_reply_is_lost_has_happened(fronted: Fronted, times: int) -> None:
+async def test_case_63_a_complete_whose_reply_is_lost_has_happened(fronted: Fronted, times: int) -> None:
     backend, front = fronted
     front.fail_next(COMPLETE, "lost reply", times)
     receipt = await backend.write("k", pieces(LARGE), NOTHING)
@@ -259,7 +259,9 @@ async def test_a_complete_whose_reply_is_lost_has_happened(fronted: Fronted, tim
     assert await backend.sweep(0.0) == 0
 
 
-async def test_a_conflicting_operation_at_complete_is_retryable_and_starts_over(fronted: Fronted) -> None:
+async def test_case_61_a_conflicting_operation_at_complete_is_retryable_and_starts_over(
+    fronted: Fronted,
+) -> None:
     backend, front = fronted
     front.fail_next(COMPLETE, "conflict", times=4)
     with pytest.raises(Unavailable, match="409") as raised:
@@ -271,7 +273,7 @@ async def test_a_conflicting_operation_at_complete_is_retryable_and_starts_over(
     assert len(lines(front, CREATE)) == 2
 
 
-async def test_an_error_document_in_a_200_is_a_failure(fronted: Fronted) -> None:
+async def test_case_62_an_error_document_in_a_200_is_a_failure(fronted: Fronted) -> None:
     backend, front = fronted
     front.fail_next(COMPLETE, "error in 200", times=4)
     with pytest.raises(Unavailable, match="InternalError"):
@@ -297,7 +299,7 @@ async def test_a_store_that_throttles_is_unavailable_everywhere(fronted: Fronted
     assert await backend.stat("k") is None
 
 
-async def test_a_read_that_is_cut_goes_on_or_fails_but_never_ends_short(fronted: Fronted) -> None:
+async def test_case_67_a_read_that_is_cut_goes_on_or_fails_but_never_ends_short(fronted: Fronted) -> None:
     backend, front = fronted
     await backend.write("k", pieces(LARGE), NOTHING)
     front.fail_next("GET", "cut")
@@ -348,7 +350,9 @@ async def test_a_missing_bucket_is_named_with_the_command_that_makes_it(
         await S3Backend.connect(s3_options(localstack, "no-such-bucket-here"))
 
 
-async def test_nobody_listening_is_unavailable_and_no_secret_is_told(localstack: LocalStackEndpoint) -> None:
+async def test_case_99_nobody_listening_is_unavailable_and_no_secret_is_told(
+    localstack: LocalStackEndpoint,
+) -> None:
     canary = "canary-3f1c"
     options = s3_options(
         localstack,

@@ -64,7 +64,9 @@ class TestStaleHandles(StaleHandleConformance):
             await queue.aclose()
 
 
-async def test_one_failed_delete_of_ten_fails_alone(service: StrictSqs, queue: SqsQueue) -> None:
+async def test_cases_25_and_26_one_failed_delete_of_ten_fails_alone(
+    service: StrictSqs, queue: SqsQueue
+) -> None:
     await queue.send(outgoing(*(str(index).encode() for index in range(10))))
     messages = await take(queue, 10)
     service.fail_entries[messages[3].handle] = {
@@ -79,7 +81,7 @@ async def test_one_failed_delete_of_ten_fails_alone(service: StrictSqs, queue: S
     assert len([1 for operation, _ in service.requests if operation == "DeleteMessageBatch"]) == 1
 
 
-async def test_a_failed_entry_of_a_send_is_an_error(service: StrictSqs, queue: SqsQueue) -> None:
+async def test_case_25_a_failed_entry_of_a_send_is_an_error(service: StrictSqs, queue: SqsQueue) -> None:
     service.fail_entries["b"] = {"SenderFault": False, "Code": "InternalError", "Message": "later"}
     with pytest.raises(QueueUnavailable):
         await queue.send(outgoing(b"a", b"b"))
@@ -89,7 +91,7 @@ async def test_a_failed_entry_of_a_send_is_an_error(service: StrictSqs, queue: S
     assert not raised.value.retryable
 
 
-async def test_a_lost_reply_of_a_send_is_sent_again(service: StrictSqs, queue: SqsQueue) -> None:
+async def test_case_27_a_lost_reply_of_a_send_is_sent_again(service: StrictSqs, queue: SqsQueue) -> None:
     service.lose_reply.add("SendMessageBatch")
     await queue.send(outgoing(b"perhaps twice"))
     assert {stored.body for stored in service.queues["main"]} == {"perhaps twice"}
@@ -113,7 +115,7 @@ async def test_brief_throttling_passes_unnoticed(service: StrictSqs, queue: SqsQ
         ("UnsupportedOperation", 400, QueueError),
     ],
 )
-async def test_failures_are_told_apart(
+async def test_case_39_failures_are_told_apart(
     service: StrictSqs, queue: SqsQueue, code: str, status: int, expected: type[QueueError]
 ) -> None:
     refuse(service, "ReceiveMessage", code, status, times=3)
@@ -177,7 +179,9 @@ async def test_a_retry_is_at_most_twelve_hours(service: StrictSqs, queue: SqsQue
     assert (operation, asked["Entries"][0]["VisibilityTimeout"]) == ("ChangeMessageVisibilityBatch", 43_200)
 
 
-async def test_a_message_held_for_twelve_hours_counts_as_lost(service: StrictSqs, queue: SqsQueue) -> None:
+async def test_case_22_a_message_held_for_twelve_hours_counts_as_lost(
+    service: StrictSqs, queue: SqsQueue
+) -> None:
     await queue.send(outgoing(b"x", b"y"))
     kept, spent = await take(queue, 2)
     service.fail_entries[spent.handle] = {

@@ -186,7 +186,7 @@ async def migrate(database: Database) -> str | None:
     """
     if database.dialect == "sqlite":
         with translated(database.url):
-            Path(database.url.database or "").parent.mkdir(parents=True, exist_ok=True)
+            await asyncio.to_thread(_make_file, Path(database.url.database or ""))
     before = await schema_version(database)
     if before == HEAD:
         return before
@@ -194,6 +194,12 @@ async def migrate(database: Database) -> str | None:
         await check_schema(database)
     await database.write(_upgrade)
     return before
+
+
+def _make_file(path: Path) -> None:
+    """It holds URLs and what fetchers said of them: for its owner only, like the queue beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
 
 
 def _upgrade(conn: Connection) -> None:

@@ -10,10 +10,12 @@ from worker.aws import (
     SqsOptions,
     Trouble,
     classify,
+    classify_code,
     fifo_token,
     objection,
     open_client,
     packed,
+    short_code,
     size,
     typed,
 )
@@ -99,7 +101,8 @@ class SqsPublisher:
         outcomes: list[PublishError | None] = [None] * len(batch)
         for failure in reply.get("Failed", ()):
             index = int(failure["Id"])
-            kind = PublishRefused if failure.get("SenderFault") else PublishError
+            final = failure.get("SenderFault") and classify_code(short_code(failure), 400) is Trouble.REFUSED
+            kind = PublishRefused if final else PublishError
             outcomes[index] = kind(
                 f"event {batch[index].event_id!r} to {self._url}: {failure.get('Code')}: {failure.get('Message', '')}"
             )

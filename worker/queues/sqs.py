@@ -35,6 +35,10 @@ from worker.aws import (
 )
 from worker.batcher import Batcher
 from worker.queues.base import (
+    DETAIL_ATTRIBUTE,
+    RECEIVE_COUNT_ATTRIBUTE,
+    SOURCE_ATTRIBUTE,
+    TIME_ATTRIBUTE,
     Dead,
     Depth,
     Disposition,
@@ -95,6 +99,10 @@ class SqsQueue:
         self._url = options.queue_url
         self._name = facts["QueueArn"].rsplit(":", 1)[-1]
         self._lease = options.lease or int(facts["VisibilityTimeout"])
+        if not self._lease:
+            raise QueueError(
+                f"queue {self._name!r} has a visibility timeout of 0; raise it, or set queue.lease"
+            )
         self._limit = max(int(facts.get("MaximumMessageSize", 0)), SMALLEST_LIMIT)
         self._dead_url = dead_url
         self._closed = False
@@ -140,7 +148,7 @@ class SqsQueue:
             "receive_message",
             self._url,
             MaxNumberOfMessages=max(1, min(limit, BATCH)),
-            WaitTimeSeconds=max(0, min(int(wait), LONGEST_POLL)),
+            WaitTimeSeconds=max(0, min(math.ceil(wait), LONGEST_POLL)),
             MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
             MessageAttributeNames=["All"],
             **request,
@@ -218,6 +226,10 @@ class SqsQueue:
 
     async def _bury(self, message: Message, dead: Dead, url: str) -> None:
         added = {n: readable(v)[:DETAIL_LIMIT] for n, v in obituary(message, dead, self._name).items()}
+        # The reason must arrive; what else is told of the death gives way to a body that fills the queue's limit.
+        for name in (DETAIL_ATTRIBUTE, TIME_ATTRIBUTE, RECEIVE_COUNT_ATTRIBUTE, SOURCE_ATTRIBUTE):
+            if size(message.body, added) > self._limit:
+                added.pop(name, None)
         room = self._limit - size(message.body, added)
         attributes = dict(added)
         for name, value in message.attributes.items():
