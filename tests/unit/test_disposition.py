@@ -43,8 +43,6 @@ def test_what_can_never_succeed_is_dead_at_once(error: Exception, reason: str) -
     ("error", "reason"),
     [
         (storage.NotFound("n"), "storage_failed"),
-        (storage.PermissionDenied("p"), "storage_failed"),
-        (storage.Unavailable("u"), "storage_failed"),
         (storage.IntegrityError("i"), "integrity_mismatch"),
         (PayloadMissing("m"), "payload_missing"),
         (RuntimeError("nobody foresaw"), "internal_error"),
@@ -60,6 +58,16 @@ def test_case_28_what_may_pass_is_retried_so_often_and_no_more(error: Exception,
         assert dead.reason == reason
         assert str(error) in dead.detail
         assert f"attempt {attempt} of 5" in dead.detail
+
+
+@pytest.mark.parametrize("error", [storage.PermissionDenied("p"), storage.Unavailable("u")])
+def test_an_outage_of_a_store_is_waited_out_much_longer(error: Exception) -> None:
+    for attempt in (1, POLICY.max_attempts, POLICY.max_outage_attempts - 1):
+        assert isinstance(fate(error, attempt), Retry)
+    dead = fate(error, POLICY.max_outage_attempts)
+    assert isinstance(dead, Dead)
+    assert dead.reason == "storage_failed"
+    assert "attempt 100 of 100" in dead.detail
 
 
 @pytest.mark.parametrize(
