@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from itertools import groupby
 from threading import Lock
 from typing import NamedTuple
@@ -40,14 +41,21 @@ class SmallWrites:
         self._storing = 0
 
     def submit(self, upload: Upload, pieces: Sequence[bytes]) -> Future[Receipt]:
-        """Store all of an upload that was not begun yet. Raises `RuntimeError` when the pool is shut down."""
+        """Store all of an upload that was not begun yet. Raises `RuntimeError` when the pool has no thread for it."""
         small = _Small(upload, pieces, Future())
         with self._lock:
             self._waiting.append(small)
             if self._storing == _THREADS:
                 return small.outcome
             self._storing += 1
-        self._pool.submit(self._store)
+        try:
+            self._pool.submit(self._store)
+        except RuntimeError:
+            with self._lock:
+                self._storing -= 1
+                with suppress(ValueError):
+                    self._waiting.remove(small)
+            raise
         return small.outcome
 
     def _store(self) -> None:

@@ -82,7 +82,7 @@ def localstack() -> Iterator[LocalStackEndpoint]:
 async def through_s3(endpoint: LocalStackEndpoint, folder: Path) -> Transload:
     """A configuration with buckets and queues of its own."""
     async with AsyncExitStack() as stack:
-        return Transload(folder / "home", await Aws(endpoint, stack).config(folder))
+        return Transload(folder / "home", await Aws(endpoint, stack).config(folder, lease=60))
 
 
 def main() -> int:

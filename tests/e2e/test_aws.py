@@ -35,13 +35,13 @@ class Aws:
             )
         )
 
-    async def config(self, folder: Path) -> Path:
+    async def config(self, folder: Path, lease: int = 15) -> Path:
         s3, sqs = await self.client("s3"), await self.client("sqs")
         for name in ("staging", "lake"):
             await s3.create_bucket(Bucket=f"{name}-{self.run}")
         urls: dict[str, str] = {}
         for name in ("dead", "resources", "completions"):
-            attributes = {"VisibilityTimeout": "60"}
+            attributes = {"VisibilityTimeout": str(lease)}
             if name == "resources":
                 arn = await sqs.get_queue_attributes(QueueUrl=urls["dead"], AttributeNames=["QueueArn"])
                 target = arn["Attributes"]["QueueArn"]

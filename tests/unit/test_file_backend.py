@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import pytest
 from pydantic import ValidationError
 
-from backends.base import CHUNK_SIZE, Attributes, BackendOptions, Receipt
+from backends.base import CHUNK_SIZE, Attributes, BackendOptions, Receipt, single
 from backends.errors import (
     Conflict,
     InvalidKey,
@@ -677,3 +677,12 @@ async def test_cancelled_while_all_threads_are_busy(root: Path) -> None:
     assert files_below(root) == []
     assert (await put(backend, "k")).created
     await backend.aclose()
+
+
+async def test_a_closed_backend_refuses_every_write(root: Path) -> None:
+    backend = await FileBackend.connect(FileOptions(root=root))
+    await backend.aclose()
+    for number in range(8):
+        with pytest.raises(Unavailable):
+            async with asyncio.timeout(5):
+                await backend.write(f"after/{number}", single(b"late"), Attributes())
