@@ -12,8 +12,6 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, StatementError
 
@@ -203,6 +201,10 @@ def _make_file(path: Path) -> None:
 
 
 def _upgrade(conn: Connection) -> None:
+    # Importing Alembic takes a quarter of a second, which only those who migrate should pay.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
     with as_file(files("worker.ledger") / "migrations") as scripts:
         config = Config()
         config.set_main_option("script_location", str(scripts).replace("%", "%%"))
