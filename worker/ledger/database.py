@@ -70,7 +70,8 @@ class SqliteDatabase:
 
     @property
     def url(self) -> URL:
-        return self._engine.url
+        """As the setting spells it, without the driver."""
+        return self._engine.url.set(drivername="sqlite")
 
     @property
     def dialect(self) -> str:
