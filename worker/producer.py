@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
-from backends.base import Attributes, StorageBackend
-from backends.errors import Conflict
+from backends.base import Attributes, Receipt, StorageBackend
+from backends.errors import Conflict, StorageError
 from handlers.bids import BidFactory
 from handlers.errors import Refused
 from handlers.messages import (
@@ -35,6 +35,9 @@ from handlers.messages import (
 from handlers.naming import resource_id, resource_name
 from handlers.plan import StagingSource
 from worker.queues.base import OutgoingMessage, Queue
+
+_WIDEST = 1 << 62
+"""Stands for a size that is not known yet: no real one takes more digits."""
 
 
 class ProducerError(Exception):
@@ -136,6 +139,7 @@ class BundleStorageContext:
         self._source = source
         self._limit = max_message_bytes
         self._adding = 0
+        self._unannounced: set[str] = set()
         self._closed = False
 
     @property
@@ -164,18 +168,13 @@ class BundleStorageContext:
                 url=url, content_type=content_type, status_code=status_code, meta=dict(meta or {})
             )
             key = self._folder + resource_name(url)
-            receipt = await self._staging.write(key, stream, Attributes(content_type))
-            payload = Payload(
-                location=self._source.location_of(key), size=receipt.size, sha256=receipt.sha256
-            )
-            await self._send(
-                ResourceFetched(
-                    id=f"{self.bid}/{resource_id(url)}",
-                    bundle=self._bundle,
-                    resource=resource,
-                    payload=payload,
-                )
-            )
+            location = self._source.location_of(key)
+            # What nobody could send is refused before anything is staged.
+            self._body(self._fetched(resource, Payload(location=location, size=_WIDEST, sha256="0" * 64)))
+            receipt = await self._stage(url, key, stream, Attributes(content_type))
+            payload = Payload(location=location, size=receipt.size, sha256=receipt.sha256)
+            await self._send(self._fetched(resource, payload))
+            self._unannounced.discard(url)
         except ValidationError as exc:
             raise ProducerError(_reason(exc)) from exc
         except Conflict as exc:
@@ -195,21 +194,39 @@ class BundleStorageContext:
             raise ProducerError(
                 f"{self._adding} resources of bundle {self.bid} are still being added; await them before complete()"
             )
-        bundle = ClosedBundle(
-            bid=self.bid,
-            recipe_id=self._bundle.recipe_id,
-            primary_url=self._bundle.primary_url,
-            meta=self._bundle.meta,
-            resources_count=await self._staged(),
-            metadata=dict(metadata),
-        )
+        if self._unannounced:
+            raise ProducerError(
+                f"bundle {self.bid}: staged but not announced: {', '.join(sorted(self._unannounced))}; "
+                "add them again before complete()"
+            )
         # Before the work: what is added while the count is on its way, or after a send that may have been accepted,
         # would be late. A complete() that failed may be called again all the same.
         self._closed = True
         try:
+            bundle = ClosedBundle(
+                bid=self.bid,
+                recipe_id=self._bundle.recipe_id,
+                primary_url=self._bundle.primary_url,
+                meta=self._bundle.meta,
+                resources_count=await self._staged(),
+                metadata=dict(metadata),
+            )
             await self._send(BundleClosed(id=f"{self.bid}/closed", bundle=bundle))
-        except ProducerError:
+        except (ProducerError, StorageError):
             self._closed = False
+            raise
+
+    async def _stage(
+        self, url: str, key: str, stream: AsyncIterator[bytes], attributes: Attributes
+    ) -> Receipt:
+        """Write the stream, remembering until it is announced that something may lie there."""
+        known = url in self._unannounced
+        self._unannounced.add(url)
+        try:
+            return await self._staging.write(key, stream, attributes)
+        except Exception:
+            if not known:
+                self._unannounced.discard(url)
             raise
 
     @property
@@ -223,13 +240,26 @@ class BundleStorageContext:
             count += 1
         return count
 
+    def _fetched(self, resource: Resource, payload: Payload) -> ResourceFetched:
+        return ResourceFetched(
+            id=f"{self.bid}/{resource_id(resource.url)}",
+            bundle=self._bundle,
+            resource=resource,
+            payload=payload,
+        )
+
     async def _send(self, command: Command) -> None:
+        body = self._body(command)
+        await self._queue.send([OutgoingMessage(body, group=self.bid, deduplication_id=command.id)])
+
+    def _body(self, command: Command) -> bytes:
+        """The message's bytes, if the worker would take them. Raises `ProducerError`."""
         try:
             body = encode(command)
             decode(body, self._limit)
         except (PydanticSerializationError, Refused) as exc:
             raise ProducerError(f"the worker would refuse message {command.id!r}: {exc}") from exc
-        await self._queue.send([OutgoingMessage(body, group=self.bid, deduplication_id=command.id)])
+        return body
 
 
 def _reason(error: ValidationError) -> str:

@@ -250,13 +250,14 @@ class Service:
         if self._in_work:
             self._log.info("draining", in_work=len(self._in_work), seconds=self._settings.drain_timeout)
             await asyncio.wait(self._in_work, timeout=self._settings.drain_timeout)
+        # One allowance for everything that is still to be said.
+        deadline = max(deadline, loop.time() + _LAST_WORDS)
+        self._relay.stop()
         for task in self._in_work:
             task.cancel()
         if self._in_work:
             await asyncio.wait(self._in_work, timeout=_LAST_WORDS)
-        self._relay.stop()
-        deadline = max(deadline, loop.time() + _LAST_WORDS)
-        await asyncio.wait([relay], timeout=deadline - loop.time())
+        await asyncio.wait([relay], timeout=max(0.0, deadline - loop.time()))
         if relay.done():
             await self._announce_rest(deadline)
 

@@ -249,7 +249,7 @@ async def test_a_queue_that_is_down_is_told_and_may_be_tried_again(world: World)
     await world.queue.aclose()
     with pytest.raises(QueueUnavailable):
         await bundle.add_resource(URL, None, None, single(b"payload"))
-    with pytest.raises(QueueUnavailable):
+    with pytest.raises(ProducerError, match="not announced"):
         await bundle.complete({})
 
 
@@ -294,3 +294,18 @@ def test_references_are_kept_as_dicts() -> None:
         BundleRef.from_dict({"primary_url": "u", "unknown": 1})
     with pytest.raises(ProducerError, match="bundle reference"):
         BundleRef.from_dict({})
+
+
+async def test_what_is_staged_but_not_announced_keeps_the_bundle_from_closing(world: World) -> None:
+    bundle = await world.start()
+    await bundle.add_resource(URL, None, 200, single(b"one"))
+    world.queue.down = True
+    with pytest.raises(QueueUnavailable):
+        await bundle.add_resource("https://example.com/b", None, 200, single(b"two"))
+    world.queue.down = False
+    with pytest.raises(ProducerError, match="not announced"):
+        await bundle.complete({})
+    await bundle.add_resource("https://example.com/b", None, 200, single(b"two"))
+    await bundle.complete({})
+    closed = (await world.sent())[-1]
+    assert closed.bundle.resources_count == 2
