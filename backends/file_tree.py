@@ -1,6 +1,6 @@
 """The directories under the file backend, for its threads: every method blocks.
 
-Called by `backends.file` and `backends.file_transfer` only.
+Called by `backends.file`, `backends.file_small` and `backends.file_transfer` only.
 """
 
 import errno

@@ -37,7 +37,9 @@ class Delivery:
 
     @property
     def held(self) -> bool:
-        """Whether the lease is certainly still ours. False after a stall longer than the lease, before anyone tells us."""
+        """Whether the lease is ours, as far as this process can know: False after a stall longer than the lease, before anyone
+        tells us. It is counted from when the message arrived here; what a reply took on its way is not known.
+        """
         return not self._lost and self._keeper.clock() < self._held_until
 
     @asynccontextmanager

@@ -17,7 +17,7 @@ _NAMESPACE = UUID("628c544c-4212-4806-89f4-c74a6748356d")
 
 
 def event_id(bid: str) -> str:
-    """The one id of a bundle's completion (UUIDv5 of the bid): the same from every worker, also after a restored backup."""
+    """The one id of a bundle's completion (UUIDv5 of the bid): the same from every worker and in every copy."""
     return str(uuid5(_NAMESPACE, bid))
 
 

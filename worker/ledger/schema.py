@@ -23,7 +23,6 @@ from sqlalchemy.sql.functions import FunctionElement
 HEAD = "0001"
 """The revision this release works with; a test holds it to Alembic's own head."""
 
-# The database refuses another schema change under these names only through Alembic; the metadata object itself is data.
 metadata = MetaData()
 
 messages = Table(

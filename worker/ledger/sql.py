@@ -1,6 +1,6 @@
 """The ledger on SQLAlchemy Core: one code for SQLite (embedded) and PostgreSQL.
 
-Constructed by `connect` in worker/ledger/database.py. Differences between the two databases are confined to the
+Constructed by worker/bootstrap.py. Differences between the two databases are confined to the
 `insert` construct picked by dialect, to `now_ms` in schema.py, and to row locks, which SQLite does not need (its write
 transactions begin IMMEDIATE) and its compiler leaves out.
 """
@@ -10,11 +10,9 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, cast
 
-from sqlalchemy import Connection, Row, Select, Table, bindparam, func, select, tuple_, update
+from sqlalchemy import Connection, Select, Table, bindparam, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from handlers.plan import BundleTarget
-from worker import notification
 from worker.batcher import Batcher
 from worker.ledger.base import (
     BundleRecord,
@@ -29,6 +27,16 @@ from worker.ledger.base import (
     Summary,
 )
 from worker.ledger.database import Database
+from worker.ledger.rows import (
+    bundle_record,
+    bundle_row,
+    fold,
+    message_row,
+    object_rows,
+    outbox_row,
+    resource_key,
+    resource_row,
+)
 from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources
 
 _COMMIT_LIMIT = 200
@@ -121,14 +129,14 @@ class SqlLedger:
     async def bundle(self, bid: str) -> BundleRecord | None:
         statement = select(bundles).where(bundles.c.bid == bid)
         row = await self._database.read(lambda conn: conn.execute(statement).one_or_none())
-        return None if row is None else _bundle(row)
+        return None if row is None else bundle_record(row)
 
     async def bundles(self, state: BundleState | None = None, limit: int = 100) -> Sequence[BundleRecord]:
         statement = select(bundles).order_by(bundles.c.created_at.desc(), bundles.c.bid.desc()).limit(limit)
         if state is not None:
             statement = statement.where(bundles.c.state == state)
         rows = await self._database.read(lambda conn: conn.execute(statement).all())
-        return [_bundle(row) for row in rows]
+        return [bundle_record(row) for row in rows]
 
     async def resources(self, bid: str) -> AsyncIterator[StoredResource]:
         after = ""
@@ -187,22 +195,22 @@ class SqlLedger:
         accepted = [entry for entry in entries if meaning[entry.message_id] == entry.fingerprint]
         known = self._lock_bundles(conn, accepted, now)
         inserted = self._insert(
-            conn, resources, (_resource_row(e, known[e.bid], now) for e in accepted if e.resource is not None)
+            conn, resources, (resource_row(e, known[e.bid], now) for e in accepted if e.resource is not None)
         )
         self._insert(
-            conn, objects, (row for e in accepted if _resource_key(e) in inserted for row in _object_rows(e))
+            conn, objects, (row for e in accepted if resource_key(e) in inserted for row in object_rows(e))
         )
         for bid, row in known.items():
             mine = [entry for entry in accepted if entry.bid == bid]
-            _fold(row, mine, sum(1 for key in inserted if key[0] == bid), now)
+            fold(row, mine, sum(1 for key in inserted if key[0] == bid), now)
         self._save_bundles(conn, [row for row in known.values() if row["changed"]])
         finished = {bid: row for bid, row in known.items() if row["completes"]}
-        self._insert(conn, outbox, (_outbox_row(row) for row in finished.values()))
+        self._insert(conn, outbox, (outbox_row(row) for row in finished.values()))
         last = {entry.bid: entry for entry in accepted}
         return [
             Recorded(
                 completed=entry.bid in finished and entry is last[entry.bid],
-                late=known[entry.bid]["was"] != "open" and _resource_key(entry) in inserted,
+                late=known[entry.bid]["was"] != "open" and resource_key(entry) in inserted,
             )
             if meaning[entry.message_id] == entry.fingerprint
             else Recorded(conflict=True)
@@ -212,7 +220,7 @@ class SqlLedger:
     def _claim_ids(self, conn: Connection, entries: Sequence[Entry], now: int) -> Mapping[str, str]:
         """What each message id stands for, from now on or since before: two deliveries may race with one id."""
         ordered = sorted(entries, key=lambda entry: entry.message_id)
-        fresh = self._insert(conn, messages, (_message_row(entry, now) for entry in ordered))
+        fresh = self._insert(conn, messages, (message_row(entry, now) for entry in ordered))
         first = {entry.message_id: entry.fingerprint for entry in reversed(ordered)}
         before = [message_id for message_id in first if (message_id,) not in fresh]
         if before:
@@ -226,7 +234,7 @@ class SqlLedger:
         """The rows of all bundles concerned, made where they are new, held until commit."""
         first = {entry.bid: entry for entry in reversed(entries)}
         bids = sorted(first)
-        self._insert(conn, bundles, (_bundle_row(first[bid], now) for bid in bids))
+        self._insert(conn, bundles, (bundle_row(first[bid], now) for bid in bids))
         statement = select(bundles).where(bundles.c.bid.in_(bids)).order_by(bundles.c.bid).with_for_update()
         return {
             row.bid: {**row._asdict(), "was": row.state, "changed": False, "completes": False}
@@ -268,123 +276,6 @@ def _change_claimed(conn: Connection, rows: Sequence[OutboxRow], **values: Any) 
         .returning(outbox.c.bid)
     )
     return conn.execute(statement).scalars().all()
-
-
-def _message_row(entry: Entry, now: int) -> dict[str, Any]:
-    return {"id": entry.message_id, "fingerprint": entry.fingerprint, "bid": entry.bid, "recorded_at": now}
-
-
-def _bundle_row(entry: Entry, now: int) -> dict[str, Any]:
-    return {
-        "bid": entry.bid,
-        "recipe_id": entry.recipe_id,
-        "primary_url": entry.primary_url,
-        "state": "open",
-        "resources_count": entry.resources_count,
-        "stored_count": 0,
-        "closed": False,
-        "meta": dict(entry.meta),
-        "metadata": {},
-        "targets": [[t.target, t.storage_key, t.manifest_key] for t in entry.targets],
-        "created_at": now,
-    }
-
-
-def _resource_row(entry: Entry, bundle: Mapping[str, Any], now: int) -> dict[str, Any]:
-    resource = cast("StoredResource", entry.resource)
-    return {
-        "bid": entry.bid,
-        "resource_id": resource.resource_id,
-        "url": resource.url,
-        "content_type": resource.content_type,
-        "status_code": resource.status_code,
-        "meta": dict(resource.meta),
-        "location": resource.location,
-        "late": bundle["state"] != "open",
-        "recorded_at": now,
-    }
-
-
-def _resource_key(entry: Entry) -> tuple[str, str] | None:
-    return None if entry.resource is None else (entry.bid, entry.resource.resource_id)
-
-
-def _object_rows(entry: Entry) -> Iterable[dict[str, Any]]:
-    if entry.resource is None:
-        return
-    for stored in entry.resource.objects:
-        yield {
-            "bid": entry.bid,
-            "resource_id": entry.resource.resource_id,
-            "target": stored.target,
-            "key": stored.key,
-            "size": stored.size,
-            "sha256": stored.sha256,
-            "etag": stored.etag,
-            "version": stored.version,
-        }
-
-
-def _outbox_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "event_id": notification.event_id(row["bid"]),
-        "bid": row["bid"],
-        "recipe_id": row["recipe_id"],
-        "body": notification.body(
-            bid=row["bid"],
-            recipe_id=row["recipe_id"],
-            primary_url=row["primary_url"],
-            resources_count=row["stored_count"],
-            completed_at=row["completed_at"],
-            metadata=row["metadata"],
-            targets=[BundleTarget(*target) for target in row["targets"]],
-        ),
-        "state": "pending",
-        "due_at": row["completed_at"],
-        "attempts": 0,
-        "generation": 0,
-        "error": None,
-        "completed_at": row["completed_at"],
-    }
-
-
-def _fold(row: dict[str, Any], entries: Sequence[Entry], stored: int, now: int) -> None:
-    """Bring a locked bundle row up to date with the entries that concern it; `stored` of them are new resources.
-
-    The count that `bundle.closed` gives is the last word; before it, the first count a message named holds. A bundle that
-    has been completed changes no more: what comes later is late.
-    """
-    if row["state"] != "open":
-        return
-    row["changed"] = True
-    row["stored_count"] += stored
-    for entry in entries:
-        if entry.close is not None and not row["closed"]:
-            row["closed"] = True
-            row["resources_count"] = entry.close.resources_count
-            row["metadata"] = dict(entry.close.metadata)
-        elif row["resources_count"] is None:
-            row["resources_count"] = entry.resources_count
-    if row["resources_count"] is not None and row["stored_count"] >= row["resources_count"]:
-        row["state"], row["completes"], row["completed_at"] = "complete", True, now
-
-
-def _bundle(row: Row[Any]) -> BundleRecord:
-    return BundleRecord(
-        bid=row.bid,
-        recipe_id=row.recipe_id,
-        primary_url=row.primary_url,
-        state=row.state,
-        resources_count=row.resources_count,
-        stored_count=row.stored_count,
-        closed=row.closed,
-        meta=row.meta,
-        metadata=row.metadata,
-        targets=tuple(BundleTarget(*target) for target in row.targets),
-        created_at=row.created_at,
-        completed_at=row.completed_at,
-        published_at=row.published_at,
-    )
 
 
 def _resource_page(conn: Connection, bid: str, after: str) -> Sequence[StoredResource]:

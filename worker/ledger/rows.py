@@ -1,0 +1,134 @@
+"""The ledger's rows: made of entries, read into records, brought up to date. Pure; called by worker/ledger/sql.py only."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from sqlalchemy import Row
+
+from handlers.plan import BundleTarget
+from worker import notification
+from worker.ledger.base import BundleRecord, Entry, StoredResource
+
+
+def message_row(entry: Entry, now: int) -> dict[str, Any]:
+    """The row of `messages`."""
+    return {"id": entry.message_id, "fingerprint": entry.fingerprint, "bid": entry.bid, "recorded_at": now}
+
+
+def bundle_row(entry: Entry, now: int) -> dict[str, Any]:
+    """The row of a bundle that begins with this entry."""
+    return {
+        "bid": entry.bid,
+        "recipe_id": entry.recipe_id,
+        "primary_url": entry.primary_url,
+        "state": "open",
+        "resources_count": entry.resources_count,
+        "stored_count": 0,
+        "closed": False,
+        "meta": dict(entry.meta),
+        "metadata": {},
+        "targets": [[t.target, t.storage_key, t.manifest_key] for t in entry.targets],
+        "created_at": now,
+    }
+
+
+def resource_row(entry: Entry, bundle: Mapping[str, Any], now: int) -> dict[str, Any]:
+    """The row of the entry's resource; `bundle` is the locked row of its bundle."""
+    resource = cast("StoredResource", entry.resource)
+    return {
+        "bid": entry.bid,
+        "resource_id": resource.resource_id,
+        "url": resource.url,
+        "content_type": resource.content_type,
+        "status_code": resource.status_code,
+        "meta": dict(resource.meta),
+        "location": resource.location,
+        "late": bundle["state"] != "open",
+        "recorded_at": now,
+    }
+
+
+def resource_key(entry: Entry) -> tuple[str, str] | None:
+    """The primary key of the entry's resource, None when it has none."""
+    return None if entry.resource is None else (entry.bid, entry.resource.resource_id)
+
+
+def object_rows(entry: Entry) -> Iterable[dict[str, Any]]:
+    """The rows of what the targets hold of the entry's resource."""
+    if entry.resource is None:
+        return
+    for stored in entry.resource.objects:
+        yield {
+            "bid": entry.bid,
+            "resource_id": entry.resource.resource_id,
+            "target": stored.target,
+            "key": stored.key,
+            "size": stored.size,
+            "sha256": stored.sha256,
+            "etag": stored.etag,
+            "version": stored.version,
+        }
+
+
+def outbox_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row that announces a bundle which was just completed, with the final bytes of its notification."""
+    return {
+        "event_id": notification.event_id(row["bid"]),
+        "bid": row["bid"],
+        "recipe_id": row["recipe_id"],
+        "body": notification.body(
+            bid=row["bid"],
+            recipe_id=row["recipe_id"],
+            primary_url=row["primary_url"],
+            resources_count=row["stored_count"],
+            completed_at=row["completed_at"],
+            metadata=row["metadata"],
+            targets=[BundleTarget(*target) for target in row["targets"]],
+        ),
+        "state": "pending",
+        "due_at": row["completed_at"],
+        "attempts": 0,
+        "generation": 0,
+        "error": None,
+        "completed_at": row["completed_at"],
+    }
+
+
+def fold(row: dict[str, Any], entries: Sequence[Entry], stored: int, now: int) -> None:
+    """Bring a locked bundle row up to date with the entries that concern it; `stored` of them are new resources.
+
+    The count that `bundle.closed` gives is the last word; before it, the first count a message named holds. A bundle that
+    has been completed changes no more: what comes later is late.
+    """
+    if row["state"] != "open":
+        return
+    row["changed"] = True
+    row["stored_count"] += stored
+    for entry in entries:
+        if entry.close is not None and not row["closed"]:
+            row["closed"] = True
+            row["resources_count"] = entry.close.resources_count
+            row["metadata"] = dict(entry.close.metadata)
+        elif row["resources_count"] is None:
+            row["resources_count"] = entry.resources_count
+    if row["resources_count"] is not None and row["stored_count"] >= row["resources_count"]:
+        row["state"], row["completes"], row["completed_at"] = "complete", True, now
+
+
+def bundle_record(row: Row[Any]) -> BundleRecord:
+    """A row of `bundles` as the port shows it."""
+    return BundleRecord(
+        bid=row.bid,
+        recipe_id=row.recipe_id,
+        primary_url=row.primary_url,
+        state=row.state,
+        resources_count=row.resources_count,
+        stored_count=row.stored_count,
+        closed=row.closed,
+        meta=row.meta,
+        metadata=row.metadata,
+        targets=tuple(BundleTarget(*target) for target in row.targets),
+        created_at=row.created_at,
+        completed_at=row.completed_at,
+        published_at=row.published_at,
+    )
