@@ -1,6 +1,7 @@
 """What holds for every file of the three rooms, and for the top of the repository."""
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,3 +174,11 @@ def test_the_top_of_the_repository_holds_nothing_unexpected() -> None:
     top = {name.partition("/")[0] for name in tracked()}
     assert {"pyproject.toml", *ROOMS} <= top
     assert top <= TOP
+
+
+def test_every_test_that_the_documents_name_exists() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {name for page in pages for name in re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8"))}
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    assert named, "the README says which tests prove its guarantees"
+    assert {name for name in named if f"def {name}(" not in tests and f"/{name}.py" not in tests} == set()
