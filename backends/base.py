@@ -89,7 +89,7 @@ class StorageBackend(Protocol):
 
     @property
     def location(self) -> str:
-        """The URL every key of this backend hangs under, ending in `/`: `s3://bucket/`, `file:///root/`."""
+        """The URL every key of this backend hangs under, ending in `/`: `s3://bucket/`, `file:///srv/storage/`."""
         ...
 
     def open(self, key: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:

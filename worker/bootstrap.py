@@ -6,7 +6,7 @@ opposite order, also when the next one fails.
 
 import random
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from backends.base import StorageBackend
@@ -32,6 +32,7 @@ from worker.queues.registry import QUEUES
 from worker.relay import Relay, RelaySettings
 from worker.service import Service, ServiceSettings
 from worker.settings import Settings
+from worker.settings_schema import StagingSettings, TargetSettings
 
 
 def make_handlers(settings: Settings) -> Handlers:
@@ -161,26 +162,26 @@ async def open_publisher(settings: Settings) -> AsyncIterator[Publisher]:
         await publisher.aclose()
 
 
-@asynccontextmanager
-async def open_staging(settings: Settings) -> AsyncIterator[Mapping[str, StorageBackend]]:
+def open_staging(settings: Settings) -> AbstractAsyncContextManager[Mapping[str, StorageBackend]]:
     """Every staging source, by name."""
-    async with AsyncExitStack() as stack:
-        opened: dict[str, StorageBackend] = {}
-        for name, staging in settings.staging.items():
-            opened[name] = await BACKENDS.load(staging.backend).connect(staging.options)
-            stack.push_async_callback(opened[name].aclose)
-        yield opened
+    return _opened(settings.staging)
+
+
+def open_targets(settings: Settings) -> AbstractAsyncContextManager[Mapping[str, StorageBackend]]:
+    """Every target, by name."""
+    return _opened(settings.targets)
 
 
 @asynccontextmanager
-async def open_targets(settings: Settings) -> AsyncIterator[Mapping[str, StorageBackend]]:
-    """Every target, by name."""
+async def _opened(
+    places: Mapping[str, StagingSettings] | Mapping[str, TargetSettings],
+) -> AsyncIterator[Mapping[str, StorageBackend]]:
     async with AsyncExitStack() as stack:
-        opened: dict[str, StorageBackend] = {}
-        for name, target in settings.targets.items():
-            opened[name] = await BACKENDS.load(target.backend).connect(target.options)
-            stack.push_async_callback(opened[name].aclose)
-        yield opened
+        backends: dict[str, StorageBackend] = {}
+        for name, place in places.items():
+            backends[name] = await BACKENDS.load(place.backend).connect(place.options)
+            stack.push_async_callback(backends[name].aclose)
+        yield backends
 
 
 def _measured(

@@ -651,9 +651,9 @@ async def test_case_59_what_the_system_denies_is_denied() -> None:
     ids=lambda value: errno.errorcode.get(value, "") if isinstance(value, int) else value.__name__,
 )
 def test_cases_57_to_59_every_error_of_the_system_has_a_meaning(code: int, kind: type[StorageError]) -> None:
-    error = _translate(OSError(code, os.strerror(code)), "file:///root/: 'k'", NotFound)
+    error = _translate(OSError(code, os.strerror(code)), "file:///srv/: 'k'", NotFound)
     assert type(error) is kind
-    assert str(error) == f"file:///root/: 'k': {os.strerror(code)}"
+    assert str(error) == f"file:///srv/: 'k': {os.strerror(code)}"
 
 
 async def test_a_closed_backend_is_unavailable(backend: FileBackend) -> None:
