@@ -13,6 +13,7 @@ The contract all adapters keep, proven by tests/conformance/test_queues.py:
   messages: they come back when their lease passes.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,12 +22,44 @@ from typing import ClassVar, Protocol, Self
 from pydantic import BaseModel, ConfigDict
 
 REASON_ATTRIBUTE = "dead_letter_reason"
+ERROR_ATTRIBUTE = "dead_letter_error"
 DETAIL_ATTRIBUTE = "dead_letter_detail"
+TIME_ATTRIBUTE = "dead_letter_time"
+FIRST_TIME_ATTRIBUTE = "dead_letter_first_time"
 SOURCE_ATTRIBUTE = "dead_letter_source"
 RECEIVE_COUNT_ATTRIBUTE = "dead_letter_receive_count"
-TIME_ATTRIBUTE = "dead_letter_time"
-"""What `settle(Dead)` adds to the original attributes of a message: the reason's short name, one line for a person,
-the name of the queue it came from, how often it had been received, and when (ISO 8601, UTC)."""
+ATTEMPTS_ATTRIBUTE = "dead_letter_attempts"
+OBITUARY = (
+    REASON_ATTRIBUTE,
+    ERROR_ATTRIBUTE,
+    DETAIL_ATTRIBUTE,
+    TIME_ATTRIBUTE,
+    FIRST_TIME_ATTRIBUTE,
+    SOURCE_ATTRIBUTE,
+    RECEIVE_COUNT_ATTRIBUTE,
+    ATTEMPTS_ATTRIBUTE,
+)
+"""What `settle(Dead)` adds to the original attributes of a message, the most important first: the reason's short name, the
+class of the last error, one line for a person, when it died and when it was first tried (ISO 8601, UTC), the name of the
+queue it came from, how often it had been received, and the log of its attempts (JSON: a list of objects with `at`, `error`
+and `detail`, the latest last)."""
+
+REDRIVES_ATTRIBUTE = "transload_redrives"
+"""How often a message has come back from the dead letters. It stays with the message."""
+
+ATTEMPTS_SHOWN = 10
+"""Attempts a dead letter's log holds at most: the first one and the latest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a message that came to nothing."""
+
+    at: float
+    """Seconds since the epoch, by the ledger's clock."""
+    error: str
+    """The class of the error; `Crashed` when the process died in it."""
+    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +82,10 @@ class Dead:
     """A short, stable name: `malformed`, `staging_not_allowed`, …"""
     detail: str = ""
     """One line for the person who looks at it."""
+    error: str = ""
+    """The class of the last error."""
+    attempts: Sequence[Attempt] = ()
+    """What was tried, the first attempt first, the last one included."""
 
 
 Disposition = Ack | Retry | Dead
@@ -68,15 +105,33 @@ class Message:
 
 
 def obituary(message: Message, dead: Dead, source: str) -> Mapping[str, str]:
-    """The attributes `settle(Dead)` adds to the message's own, the same on every adapter. An empty detail is left out: SQS has no empty values."""
-    detail = {DETAIL_ATTRIBUTE: dead.detail} if dead.detail else {}
-    return {
+    """The attributes `settle(Dead)` adds to the message's own, the same on every adapter, in the order of `OBITUARY`.
+
+    An empty one is left out: SQS has no empty values.
+    """
+    now = datetime.now(UTC).timestamp()
+    first = dead.attempts[0].at if dead.attempts else now
+    values = {
         REASON_ATTRIBUTE: dead.reason,
-        **detail,
+        ERROR_ATTRIBUTE: dead.error,
+        DETAIL_ATTRIBUTE: dead.detail,
+        TIME_ATTRIBUTE: _iso(now),
+        FIRST_TIME_ATTRIBUTE: _iso(min(first, now)),
         SOURCE_ATTRIBUTE: source,
         RECEIVE_COUNT_ATTRIBUTE: str(message.receive_count),
-        TIME_ATTRIBUTE: datetime.now(UTC).isoformat(timespec="milliseconds"),
+        ATTEMPTS_ATTRIBUTE: _log(dead.attempts),
     }
+    return {name: value for name, value in values.items() if value}
+
+
+def _log(attempts: Sequence[Attempt]) -> str:
+    shown = attempts if len(attempts) <= ATTEMPTS_SHOWN else (attempts[0], *attempts[1 - ATTEMPTS_SHOWN :])
+    lines = [{"at": _iso(each.at), "error": each.error, "detail": each.detail[:300]} for each in shown]
+    return json.dumps(lines, ensure_ascii=False) if lines else ""
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +205,11 @@ class Queue(Protocol):
     @property
     def lease(self) -> float:
         """Seconds a received message stays hidden, as the queue itself has it (not as we wish)."""
+        ...
+
+    @property
+    def longest_hold(self) -> float | None:
+        """Seconds a message may be held in all, however often its lease is extended; None: as long as one likes."""
         ...
 
     async def receive(self, limit: int, wait: float) -> Sequence[Message]:

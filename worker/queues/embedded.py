@@ -204,6 +204,11 @@ class EmbeddedQueue:
         """As configured."""
         return self._options.lease
 
+    @property
+    def longest_hold(self) -> float | None:
+        """No limit."""
+        return None
+
     async def receive(self, limit: int, wait: float) -> Sequence[Message]:
         """As the port says; when cancelled, what was already taken is given back and does not count as received."""
         loop = asyncio.get_running_loop()

@@ -89,6 +89,11 @@ class MemoryQueue:
         """As configured."""
         return self._options.lease
 
+    @property
+    def longest_hold(self) -> float | None:
+        """No limit."""
+        return None
+
     async def receive(self, limit: int, wait: float) -> Sequence[Message]:
         """As the port says; what is due longest comes first."""
         loop = asyncio.get_running_loop()

@@ -140,6 +140,11 @@ class SqsQueue:
         """Seconds, from the options or from the queue itself."""
         return self._lease
 
+    @property
+    def longest_hold(self) -> float | None:
+        """12 hours from the receive: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html."""
+        return LONGEST_HOLD
+
     async def receive(self, limit: int, wait: float) -> Sequence[Message]:
         """As the port says; one long poll of at most ten messages and 20 seconds."""
         self._ensure_open()
