@@ -186,7 +186,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
     async def work() -> render.Status:
         async with bootstrap.open_ledger(settings) as ledger, bootstrap.open_queue(settings) as queue:
             return render.Status(
-                queue.name, await queue.depth(), await ledger.summary(), await ledger.parked(20)
+                queue.name, await queue.depth(), await ledger.summary(), await ledger.outbox("parked", 20)
             )
 
     render.status(_run(work()), as_json=as_json)

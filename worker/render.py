@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 
 from handlers.plan import ClosePlan, Plan
-from worker.ledger.base import BundleRecord, ParkedRow, StoredResource, Summary
+from worker.ledger.base import BundleRecord, OutboxEntry, StoredResource, Summary
 from worker.local_files import LocalBundle
 from worker.notification import timestamp
 from worker.queues.base import Depth
@@ -40,7 +40,7 @@ class Status:
     queue: str
     depth: Depth
     ledger: Summary
-    parked: Sequence[ParkedRow]
+    parked: Sequence[OutboxEntry]
 
 
 def say(text: str) -> None:
@@ -95,7 +95,7 @@ def status(found: Status, *, as_json: bool) -> None:
             {
                 "queue": {"name": found.queue, **asdict(found.depth)},
                 "ledger": asdict(found.ledger),
-                "parked": [asdict(row) for row in found.parked],
+                "parked": [{"event_id": r.event_id, "bid": r.bid, "error": r.error} for r in found.parked],
             }
         )
         return

@@ -418,7 +418,7 @@ class LedgerConformance:
         assert not await old.park(stale, "late")
         assert await old.renew([stale], 0) == 0
         assert await new.claim(10, HOUR) == [], "the stale owner has not made it due"
-        assert await new.parked() == []
+        assert await new.outbox("parked") == []
         assert await new.mark_published([row]) == 1
         assert await new.mark_published([row]) == 0, "marked once"
 
@@ -466,7 +466,7 @@ class LedgerConformance:
         await ledger.record(entry("b", count=1))
         assert (await claimed(ledger, "b")).bid == "b"
         assert await ledger.pending() == 1
-        (parked,) = await ledger.parked()
+        (parked,) = await ledger.outbox("parked")
         assert (parked.event_id, parked.bid, parked.error) == (event_id("a"), "a", "target gone")
         assert not await ledger.postpone(row, 0, "too late")
         assert await ledger.mark_published([row]) == 0

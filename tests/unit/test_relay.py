@@ -208,7 +208,7 @@ async def test_a_failing_publisher_postpones_and_its_neighbours_go_out(world: Wo
     world.publisher.errors["a"] = PublishError("queue down")
     await world.relay().announce_due()
     assert await world.states() == {"a": "complete", "b": "published"}
-    assert await world.ledger.parked() == []
+    assert await world.ledger.outbox("parked") == []
     world.publisher.errors.clear()
     assert await world.relay().announce_due() == 1
     assert await world.states() == {"a": "published", "b": "published"}
@@ -218,7 +218,7 @@ async def test_case_47_a_refused_notification_is_parked_with_its_reason(world: W
     await world.complete("a", "b")
     world.publisher.errors["a"] = PublishRefused("too large")
     await world.relay().announce_due()
-    (parked,) = await world.ledger.parked()
+    (parked,) = await world.ledger.outbox("parked")
     assert (parked.bid, parked.error) == ("a", "too large")
     assert await world.states() == {"a": "complete", "b": "published"}
     assert await world.relay().announce_due() == 0
@@ -239,7 +239,7 @@ async def test_another_manifest_in_the_way_parks_the_completion(world: World) ->
     await world.disk.write("disk/a/manifest", single(b"other"), Attributes())
     await world.complete("a")
     await world.relay().announce_due()
-    assert [parked.bid for parked in await world.ledger.parked()] == ["a"]
+    assert [parked.bid for parked in await world.ledger.outbox("parked")] == ["a"]
     assert world.publisher.sent == []
     assert await read(world.disk, "disk/a/manifest") == b"other"
 

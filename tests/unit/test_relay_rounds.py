@@ -138,9 +138,9 @@ async def test_case_47_a_damaged_row_is_parked_and_the_others_flow(world: World,
     assert await world.relay(ledger).announce_due() == 3
     assert await world.published() == ids("a", "c")
     assert await states(ledger, "a", "c") == {"a": "published", "c": "published"}
-    (parked,) = await ledger.parked()
+    (parked,) = await ledger.outbox("parked")
     assert parked.bid == "b"
-    assert "JSON" in parked.error or "Expecting" in parked.error
+    assert "JSON" in str(parked.error) or "Expecting" in str(parked.error)
     world.damage("UPDATE bundles SET metadata = '{}' WHERE bid = 'b'")
     world.damage("UPDATE outbox SET state = 'pending', due_at = 0 WHERE state = 'parked'")
     await world.relay(ledger).announce_due()
@@ -154,7 +154,7 @@ async def test_case_47_a_damaged_resource_is_parked_and_the_others_flow(world: W
     world.damage("UPDATE resources SET meta = '{' WHERE bid = 'a'")
     await world.relay(ledger).announce_due()
     assert await world.published() == ids("b")
-    assert [parked.bid for parked in await ledger.parked()] == ["a"]
+    assert [parked.bid for parked in await ledger.outbox("parked")] == ["a"]
 
 
 async def test_case_47_a_bundle_that_is_not_there_is_parked(world: World) -> None:
@@ -164,7 +164,7 @@ async def test_case_47_a_bundle_that_is_not_there_is_parked(world: World) -> Non
     world.damage("DELETE FROM bundles WHERE bid = 'a'")
     await world.relay(ledger).announce_due()
     assert await world.published() == ids("b")
-    assert [parked.bid for parked in await ledger.parked()] == ["a"]
+    assert [parked.bid for parked in await ledger.outbox("parked")] == ["a"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError("leaked"), Unavailable("down")])
@@ -176,7 +176,7 @@ async def test_what_one_write_raises_concerns_its_own_row(world: World, error: E
     await world.relay(ledger).announce_due()
     assert await world.published() == ids("a", "c")
     assert await states(ledger, "a", "b", "c") == {"a": "published", "b": "complete", "c": "published"}
-    assert await ledger.parked() == []
+    assert await ledger.outbox("parked") == []
     world.disk.errors.clear()
     assert await world.relay(ledger).announce_due() == 1
     assert await world.published() == ids("a", "b", "c")
@@ -200,7 +200,7 @@ async def test_a_target_that_is_not_configured_is_asked_for_until_it_is(world: W
     cloud = world.targets.pop("cloud")
     for _ in range(3):
         assert await world.relay(ledger).announce_due() == 1
-    assert await ledger.parked() == []
+    assert await ledger.outbox("parked") == []
     assert await world.published() == set()
     assert b'transload_outbox_publish_total{result="error"} 3.0' in world.metrics.render()
     world.targets["cloud"] = cloud
@@ -252,6 +252,6 @@ async def test_a_completion_of_a_lost_ledger_that_is_still_there_stays(world: Wo
     assert b'"completion_timestamp": "19' in first.notification.body
     ledger = await published_again(world)
     await world.relay(ledger).announce_due()
-    (parked,) = await ledger.parked()
-    assert "published before with other bytes" in parked.error
+    (parked,) = await ledger.outbox("parked")
+    assert "published before with other bytes" in str(parked.error)
     assert await world.publisher.read() == [first]

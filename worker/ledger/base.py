@@ -11,14 +11,18 @@ One method is one transaction; no caller ever sees one begin. The contract, prov
 - Only `LedgerError` and its children come out, besides `CancelledError`.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from handlers.plan import BundleTarget
+from worker.attempts import Attempt
 
 BundleState = Literal["open", "complete", "published"]
 """open: resources are missing. complete: all are durable, the completion is in the outbox. published: it was announced."""
+
+OutboxState = Literal["pending", "parked", "published"]
+"""pending: due, now or later. parked: waits for a person. published: it is out."""
 
 
 class LedgerError(Exception):
@@ -149,12 +153,29 @@ class OutboxRow:
 
 
 @dataclass(frozen=True, slots=True)
-class ParkedRow:
-    """A completion that cannot be announced until a person acts."""
+class OutboxEntry:
+    """A completion as a person looks at it. Times are milliseconds since the epoch, by the database's clock."""
 
     event_id: str
     bid: str
-    error: str
+    recipe_id: str
+    state: OutboxState
+    due_at: int
+    attempts: int
+    replays: int
+    """How often it was announced anew on request."""
+    error: str | None
+    completed_at: int
+    published_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """How many rows a retention sweep deleted."""
+
+    bundles: int = 0
+    resources: int = 0
+    messages: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +199,24 @@ class Ledger(Protocol):
 
     async def record(self, entry: Entry) -> Recorded:
         """Commit what a message changed. The last resource or the closing also commits the bundle's outbox row."""
+        ...
+
+    async def attempts(self, queue: str, message_id: str) -> Sequence[Attempt]:
+        """What is known of earlier tries at a queue's message, the first one first; one that never ended is `Crashed`."""
+        ...
+
+    async def begin(self, queue: str, message_id: str) -> None:
+        """Note that a try at the message begins. Until `failed` or `withdraw` it counts as one that crashed."""
+        ...
+
+    async def failed(
+        self, queue: str, message_id: str, error: str, detail: str, *, outage: bool = False
+    ) -> None:
+        """Note how the try that began ended, or one that was not noted when it began."""
+        ...
+
+    async def withdraw(self, queue: str, message_id: str) -> None:
+        """Forget the try that began: the message was given back for no fault of its own."""
         ...
 
     async def claim(self, limit: int, lease: float) -> Sequence[OutboxRow]:
@@ -216,8 +255,43 @@ class Ledger(Protocol):
         """The bundle's resources in a stable order, read in pages."""
         ...
 
-    async def parked(self, limit: int = 100) -> Sequence[ParkedRow]:
-        """What waits for a person."""
+    async def outbox(self, state: OutboxState | None = None, limit: int = 100) -> Sequence[OutboxEntry]:
+        """Completions, the oldest first."""
+        ...
+
+    async def retry_parked(self, event_ids: Sequence[str] | None = None) -> int:
+        """Make parked completions due now, all of them with None. How many were parked."""
+        ...
+
+    async def replay(self, bid: str) -> OutboxState | None:
+        """Announce a published bundle once more: same id, same bytes. What its completion was before; None: there is none.
+
+        One that is pending or parked is left as it is.
+        """
+        ...
+
+    async def staged(self, age: float, limit: int) -> Sequence[str]:
+        """Bundles published at least `age` seconds ago whose staged payloads are not known to be deleted."""
+        ...
+
+    async def mark_unstaged(self, bids: Sequence[str]) -> None:
+        """Their staged payloads are deleted. A late resource makes a bundle `staged` again."""
+        ...
+
+    async def retire(self, age: float, limit: int) -> Retired:
+        """Forget up to `limit` bundles published at least `age` seconds ago, whole. Nothing unpublished is ever deleted."""
+        ...
+
+    async def forget_attempts(self, age: float, limit: int) -> int:
+        """Delete up to `limit` notes of tries older than `age` seconds; how many."""
+        ...
+
+    async def probe(self) -> None:
+        """Commit something of no meaning. Raises `LedgerUnavailable` while the database takes no writes."""
+        ...
+
+    async def watch(self, wake: Callable[[], None]) -> None:
+        """Call `wake` when another process may have made a completion due, as far as the database tells. Runs until cancelled."""
         ...
 
     async def summary(self) -> Summary:

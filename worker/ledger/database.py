@@ -49,6 +49,14 @@ class Database(Protocol):
         """
         ...
 
+    def notify(self, conn: Connection) -> None:
+        """Within a transaction: tell whoever watches that a completion is due once it commits."""
+        ...
+
+    async def watch(self, wake: Callable[[], None]) -> None:
+        """Call `wake` when another connection notified, and after each reconnect. Runs until cancelled."""
+        ...
+
     async def check(self) -> None:
         """Return when the database is sound, as far as that can be told quickly. Raises `LedgerCorrupt`."""
         ...
@@ -90,6 +98,12 @@ class SqliteDatabase:
                 return work(conn)
 
         return await self._run(self._writer, transaction)
+
+    def notify(self, conn: Connection) -> None:
+        """Other processes find it by polling."""
+
+    async def watch(self, wake: Callable[[], None]) -> None:  # noqa: ARG002 - nobody tells
+        await asyncio.Event().wait()
 
     async def check(self) -> None:
         """Read every page of a file up to `CHECK_LIMIT`; a larger one is trusted until it is read."""

@@ -7,7 +7,7 @@ from sqlalchemy import Row
 
 from handlers.plan import BundleTarget
 from worker import notification
-from worker.ledger.base import BundleRecord, Entry, StoredResource
+from worker.ledger.base import BundleRecord, Entry, OutboxEntry, StoredResource
 
 
 def message_row(entry: Entry, now: int) -> dict[str, Any]:
@@ -94,6 +94,22 @@ def outbox_row(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def outbox_entry(row: Row[Any]) -> OutboxEntry:
+    """A row of `outbox` as a person looks at it."""
+    return OutboxEntry(
+        event_id=row.event_id,
+        bid=row.bid,
+        recipe_id=row.recipe_id,
+        state=row.state,
+        due_at=row.due_at,
+        attempts=row.attempts,
+        replays=row.replays,
+        error=row.error,
+        completed_at=row.completed_at,
+        published_at=row.published_at,
+    )
+
+
 def fold(row: dict[str, Any], entries: Sequence[Entry], stored: int, now: int) -> None:
     """Bring a locked bundle row up to date with the entries that concern it; `stored` of them are new resources.
 
@@ -101,6 +117,9 @@ def fold(row: dict[str, Any], entries: Sequence[Entry], stored: int, now: int) -
     has been completed changes no more: what comes later is late.
     """
     if row["state"] != "open":
+        if stored:
+            # What it left in staging is to be deleted as well.
+            row["changed"], row["unstaged_at"] = True, None
         return
     row["changed"] = True
     row["stored_count"] += stored

@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-HEAD = "0001"
+HEAD = "0002"
 """The revision this release works with; a test holds it to Alembic's own head."""
 
 metadata = MetaData()
@@ -32,6 +32,7 @@ messages = Table(
     Column("fingerprint", Text, nullable=False),
     Column("bid", Text, nullable=False),
     Column("recorded_at", BigInteger, nullable=False),
+    Index("messages_by_bid", "bid"),
 )
 
 bundles = Table(
@@ -50,7 +51,9 @@ bundles = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("completed_at", BigInteger),
     Column("published_at", BigInteger),
+    Column("unstaged_at", BigInteger),
     Index("bundles_by_state", "state", "created_at"),
+    Index("bundles_staged", "state", "unstaged_at", "published_at"),
 )
 
 resources = Table(
@@ -94,8 +97,36 @@ outbox = Table(
     Column("error", Text),
     Column("completed_at", BigInteger, nullable=False),
     Column("published_at", BigInteger),
+    Column("replays", Integer, nullable=False, server_default="0"),
     Index("outbox_due", "state", "due_at"),
 )
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("queue", Text, primary_key=True),
+    Column("message_id", Text, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("began_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("error", Text),
+    Column("detail", Text),
+    Column("outage", Boolean, nullable=False),
+    Index("attempts_by_age", "began_at"),
+)
+"""Tries at messages that came back, or came to nothing. Without `ended_at`: under way, or its process died."""
+
+schema_compatibility = Table(
+    "schema_compatibility",
+    metadata,
+    Column("oldest", Text, primary_key=True),
+)
+"""One row: the oldest revision whose code still works on this schema. A migration that only adds leaves it as it is."""
+
+probe = Table(
+    "probe", metadata, Column("id", Integer, primary_key=True), Column("at", BigInteger, nullable=False)
+)
+"""One row, written to see whether the database takes writes."""
 
 
 class now_ms(FunctionElement[int]):  # noqa: N801 - reads as the SQL function it stands for

@@ -13,15 +13,21 @@ from typing import Any, cast
 from sqlalchemy import Connection, Select, Table, bindparam, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from backends.failpoints import failpoint
+from worker.attempts import Attempt
 from worker.batcher import Batcher
+from worker.ledger import retention, tries
 from worker.ledger.base import (
     BundleRecord,
     BundleState,
     Entry,
     LedgerError,
+    LedgerUnavailable,
+    OutboxEntry,
     OutboxRow,
-    ParkedRow,
+    OutboxState,
     Recorded,
+    Retired,
     StoredObject,
     StoredResource,
     Summary,
@@ -33,11 +39,12 @@ from worker.ledger.rows import (
     fold,
     message_row,
     object_rows,
+    outbox_entry,
     outbox_row,
     resource_key,
     resource_row,
 )
-from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources
+from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, probe, resources
 
 _COMMIT_LIMIT = 200
 """Entries a transaction takes at most: enough to hide the fsync, few enough to keep it short."""
@@ -62,6 +69,9 @@ class SqlLedger:
         self._records: Batcher[Entry, Recorded] = Batcher(
             self._record_all, limit=_COMMIT_LIMIT, name="ledger-record"
         )
+        self._begins: Batcher[tuple[str, str], None] = Batcher(
+            self._begin_all, limit=_COMMIT_LIMIT, name="ledger-begin"
+        )
         self._finds: Batcher[str, str | None] = Batcher(
             self._find_all, limit=_COMMIT_LIMIT, name="ledger-find"
         )
@@ -71,6 +81,26 @@ class SqlLedger:
 
     async def record(self, entry: Entry) -> Recorded:
         return await self._records.submit(entry)
+
+    async def attempts(self, queue: str, message_id: str) -> Sequence[Attempt]:
+        return await self._database.read(lambda conn: tries.listed(conn, queue, message_id))
+
+    async def begin(self, queue: str, message_id: str) -> None:
+        await self._begins.submit((queue, message_id))
+
+    async def failed(
+        self, queue: str, message_id: str, error: str, detail: str, *, outage: bool = False
+    ) -> None:
+        failpoint("ledger.failed.before")
+        await self._database.write(
+            lambda conn: tries.fail(conn, queue, message_id, error=error, detail=detail, outage=outage)
+        )
+        failpoint("ledger.failed.after")
+
+    async def withdraw(self, queue: str, message_id: str) -> None:
+        failpoint("ledger.withdraw.before")
+        await self._database.write(lambda conn: tries.withdraw(conn, queue, message_id))
+        failpoint("ledger.withdraw.after")
 
     async def claim(self, limit: int, lease: float) -> Sequence[OutboxRow]:
         due = (
@@ -98,7 +128,9 @@ class SqlLedger:
                 outbox.c.generation,
             )
         )
+        failpoint("ledger.claim.before")
         rows = await self._database.write(lambda conn: conn.execute(statement).all())
+        failpoint("ledger.claim.after")
         return sorted((OutboxRow(*row) for row in rows), key=lambda row: (row.completed_at, row.event_id))
 
     async def renew(self, rows: Sequence[OutboxRow], lease: float) -> int:
@@ -114,7 +146,12 @@ class SqlLedger:
             )
             return len(marked)
 
-        return await self._database.write(work) if rows else 0
+        if not rows:
+            return 0
+        failpoint("ledger.mark.before")
+        marked = await self._database.write(work)
+        failpoint("ledger.mark.after")
+        return marked
 
     async def postpone(self, row: OutboxRow, delay: float, error: str) -> bool:
         return bool(await self._change([row], due_at=now_ms() + _ms(delay), error=error))
@@ -148,21 +185,77 @@ class SqlLedger:
                 return
             after = page[-1].resource_id
 
-    async def parked(self, limit: int = 100) -> Sequence[ParkedRow]:
-        statement = (
-            select(outbox.c.event_id, outbox.c.bid, outbox.c.error)
-            .where(outbox.c.state == "parked")
-            .order_by(outbox.c.completed_at)
-            .limit(limit)
-        )
+    async def outbox(self, state: OutboxState | None = None, limit: int = 100) -> Sequence[OutboxEntry]:
+        statement = select(outbox).order_by(outbox.c.completed_at, outbox.c.event_id).limit(limit)
+        if state is not None:
+            statement = statement.where(outbox.c.state == state)
         rows = await self._database.read(lambda conn: conn.execute(statement).all())
-        return [ParkedRow(*row) for row in rows]
+        return [outbox_entry(row) for row in rows]
+
+    async def retry_parked(self, event_ids: Sequence[str] | None = None) -> int:
+        statement = update(outbox).where(outbox.c.state == "parked").values(**_due_now())
+        if event_ids is not None:
+            statement = statement.where(outbox.c.event_id.in_(event_ids))
+
+        def work(conn: Connection) -> int:
+            self._database.notify(conn)
+            return conn.execute(statement).rowcount
+
+        failpoint("ledger.retry_parked.before")
+        changed = await self._database.write(work)
+        failpoint("ledger.retry_parked.after")
+        return changed
+
+    async def replay(self, bid: str) -> OutboxState | None:
+        def work(conn: Connection) -> OutboxState | None:
+            found = select(outbox.c.state).where(outbox.c.bid == bid).with_for_update()
+            before: OutboxState | None = conn.execute(found).scalar_one_or_none()
+            if before == "published":
+                anew = {**_due_now(), "replays": outbox.c.replays + 1}
+                conn.execute(update(outbox).where(outbox.c.bid == bid).values(anew))
+                self._database.notify(conn)
+            return before
+
+        failpoint("ledger.replay.before")
+        before = await self._database.write(work)
+        failpoint("ledger.replay.after")
+        return before
+
+    async def staged(self, age: float, limit: int) -> Sequence[str]:
+        return await self._database.read(lambda conn: retention.staged(conn, _ms(age), limit))
+
+    async def mark_unstaged(self, bids: Sequence[str]) -> None:
+        failpoint("ledger.mark_unstaged.before")
+        await self._database.write(lambda conn: retention.mark_unstaged(conn, bids))
+        failpoint("ledger.mark_unstaged.after")
+
+    async def retire(self, age: float, limit: int) -> Retired:
+        failpoint("ledger.retire.before")
+        retired = await self._database.write(lambda conn: retention.retire(conn, _ms(age), limit))
+        failpoint("ledger.retire.after")
+        return retired
+
+    async def forget_attempts(self, age: float, limit: int) -> int:
+        failpoint("ledger.forget_attempts.before")
+        forgotten = await self._database.write(lambda conn: tries.forget(conn, _ms(age), limit))
+        failpoint("ledger.forget_attempts.after")
+        return forgotten
+
+    async def probe(self) -> None:
+        statement = update(probe).where(probe.c.id == 1).values(at=now_ms())
+        failpoint("ledger.probe.before")
+        await self._database.write(lambda conn: conn.execute(statement))
+        failpoint("ledger.probe.after")
+
+    async def watch(self, wake: Callable[[], None]) -> None:
+        await self._database.watch(wake)
 
     async def summary(self) -> Summary:
         return await self._database.read(_summary)
 
     async def aclose(self) -> None:
         await self._records.aclose()
+        await self._begins.aclose()
         await self._finds.aclose()
         await self._database.aclose()
 
@@ -173,9 +266,18 @@ class SqlLedger:
         )
         return [found.get(message_id) for message_id in ids]
 
+    async def _begin_all(self, keys: Sequence[tuple[str, str]]) -> Sequence[None]:
+        failpoint("ledger.begin.before")
+        await self._database.write(lambda conn: tries.begin(conn, keys))
+        failpoint("ledger.begin.after")
+        return [None] * len(keys)
+
     async def _record_all(self, entries: Sequence[Entry]) -> Sequence[Recorded | BaseException]:
         try:
-            return await self._database.write(lambda conn: self._commit(conn, entries))
+            failpoint("ledger.record.before")
+            recorded = await self._database.write(lambda conn: self._commit(conn, entries))
+            failpoint("ledger.record.after")
+            return recorded  # noqa: TRY300 - an else would part it from its failpoints
         except LedgerError as exc:
             if exc.retryable or len(entries) == 1:
                 raise
@@ -206,6 +308,8 @@ class SqlLedger:
         self._save_bundles(conn, [row for row in known.values() if row["changed"]])
         finished = {bid: row for bid, row in known.items() if row["completes"]}
         self._insert(conn, outbox, (outbox_row(row) for row in finished.values()))
+        if finished:
+            self._database.notify(conn)
         last = {entry.bid: entry for entry in accepted}
         return [
             Recorded(
@@ -236,10 +340,13 @@ class SqlLedger:
         bids = sorted(first)
         self._insert(conn, bundles, (bundle_row(first[bid], now) for bid in bids))
         statement = select(bundles).where(bundles.c.bid.in_(bids)).order_by(bundles.c.bid).with_for_update()
-        return {
+        known = {
             row.bid: {**row._asdict(), "was": row.state, "changed": False, "completes": False}
             for row in conn.execute(statement)
         }
+        if len(known) < len(bids):
+            raise LedgerUnavailable("a bundle was retired at this moment; its late resource begins it anew")
+        return known
 
     def _insert(
         self, conn: Connection, table: Table, rows: Iterable[Mapping[str, Any]]
@@ -249,7 +356,15 @@ class SqlLedger:
         return {tuple(row) for row in conn.execute(self._insert_new[table], values)} if values else set()
 
     def _save_bundles(self, conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-        columns = ("state", "resources_count", "stored_count", "closed", "metadata", "completed_at")
+        columns = (
+            "state",
+            "resources_count",
+            "stored_count",
+            "closed",
+            "metadata",
+            "completed_at",
+            "unstaged_at",
+        )
         if rows:
             conn.execute(
                 update(bundles)
@@ -259,7 +374,23 @@ class SqlLedger:
             )
 
     async def _change(self, rows: Sequence[OutboxRow], **values: Any) -> Sequence[str]:
-        return await self._database.write(lambda conn: _change_claimed(conn, rows, **values)) if rows else []
+        if not rows:
+            return []
+        failpoint("ledger.change.before")
+        changed = await self._database.write(lambda conn: _change_claimed(conn, rows, **values))
+        failpoint("ledger.change.after")
+        return changed
+
+
+def _due_now() -> dict[str, Any]:
+    """For a row that is announced on request. The generation grows, so that no earlier claim can change it."""
+    return {
+        "state": "pending",
+        "due_at": now_ms(),
+        "attempts": 0,
+        "generation": outbox.c.generation + 1,
+        "error": None,
+    }
 
 
 def _ms(seconds: float) -> int:

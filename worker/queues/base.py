@@ -21,6 +21,8 @@ from typing import ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from worker.attempts import Attempt
+
 REASON_ATTRIBUTE = "dead_letter_reason"
 ERROR_ATTRIBUTE = "dead_letter_error"
 DETAIL_ATTRIBUTE = "dead_letter_detail"
@@ -49,17 +51,6 @@ REDRIVES_ATTRIBUTE = "transload_redrives"
 
 ATTEMPTS_SHOWN = 10
 """Attempts a dead letter's log holds at most: the first one and the latest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One try at a message that came to nothing."""
-
-    at: float
-    """Seconds since the epoch, by the ledger's clock."""
-    error: str
-    """The class of the error; `Crashed` when the process died in it."""
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,56 @@
+"""What the ledger forgets, a few rows at a time: the transactions behind `staged`, `mark_unstaged` and `retire`.
+
+Called by worker/ledger/sql.py only. Nothing here touches a bundle whose completion is not out.
+"""
+
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, Connection, delete, exists, select, update
+
+from worker.ledger.base import Retired
+from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources
+
+
+def staged(conn: Connection, age_ms: int, limit: int) -> Sequence[str]:
+    """Published bundles whose payloads may lie in staging, the oldest first."""
+    statement = (
+        select(bundles.c.bid)
+        .where(*_published_before(age_ms), bundles.c.unstaged_at.is_(None))
+        .order_by(bundles.c.published_at)
+        .limit(limit)
+    )
+    return conn.execute(statement).scalars().all()
+
+
+def mark_unstaged(conn: Connection, bids: Sequence[str]) -> None:
+    """Their payloads are deleted from staging."""
+    conn.execute(update(bundles).where(bundles.c.bid.in_(bids)).values(unstaged_at=now_ms()))
+
+
+def retire(conn: Connection, age_ms: int, limit: int) -> Retired:
+    """Delete published bundles whole, with everything that hangs on them."""
+    unsent = exists().where(outbox.c.bid == bundles.c.bid, outbox.c.state != "published")
+    # The lock keeps a late resource out until the bundle is gone; another worker's sweep passes over it.
+    bids = (
+        conn.execute(
+            select(bundles.c.bid)
+            .where(*_published_before(age_ms), ~unsent)
+            .order_by(bundles.c.published_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        .scalars()
+        .all()
+    )
+    if not bids:
+        return Retired()
+    conn.execute(delete(objects).where(objects.c.bid.in_(bids)))
+    stored = conn.execute(delete(resources).where(resources.c.bid.in_(bids))).rowcount
+    known = conn.execute(delete(messages).where(messages.c.bid.in_(bids))).rowcount
+    conn.execute(delete(outbox).where(outbox.c.bid.in_(bids)))
+    conn.execute(delete(bundles).where(bundles.c.bid.in_(bids)))
+    return Retired(len(bids), stored, known)
+
+
+def _published_before(age_ms: int) -> tuple[ColumnElement[bool], ...]:
+    return bundles.c.state == "published", bundles.c.published_at <= now_ms() - age_ms
