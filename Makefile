@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-memory lock clean
+.PHONY: help demo test lint format bench bench-memory soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ format: $(STAMP) ## let ruff write the layout and the safe fixes
 
 bench: $(STAMP) ## 2,000 resources of 10 kB, file to file, beside a bare thread pool with the same fsyncs
 	@$(BIN)/python -m tests.benchmarks.throughput $(ARGS)
+
+soak: $(STAMP) ## three real workers under a random load, killed and held up at random (MINUTES=4, HOURS=, SEED=, ARGS=--short)
+	@$(BIN)/python -m tests.faults.soak $(if $(HOURS),--hours $(HOURS),$(if $(MINUTES),--minutes $(MINUTES))) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench-memory: $(STAMP) ## peak RSS of the worker with one 4 GiB payload: embedded, and S3 on LocalStack
 	@$(BIN)/python -m tests.benchmarks.memory $(ARGS)

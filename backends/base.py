@@ -92,6 +92,11 @@ class StorageBackend(Protocol):
         """The URL every key of this backend hangs under, ending in `/`: `s3://bucket/`, `file:///srv/storage/`."""
         ...
 
+    @property
+    def write_buffer(self) -> int:
+        """About how many bytes one `write` holds in memory at most, whatever the object's size."""
+        ...
+
     def open(self, key: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Read one object as chunks of at most `CHUNK_SIZE` bytes. An empty object yields nothing.
 
@@ -125,6 +130,14 @@ class StorageBackend(Protocol):
         """Copy inside the store, without the bytes passing through this process.
 
         Raises `Unsupported` unless `features.server_copy` and both sides lie in the same store.
+        """
+        ...
+
+    async def sweep(self, older_than: float, prefix: str = "") -> int:
+        """Remove what killed writers left under `prefix` (temporary files, open uploads), untouched for `older_than` seconds.
+
+        Returns how many; 0 where nothing can be left. A write that began longer ago looks the same: if it is swept, it
+        fails with an error that may be tried again, and never leaves a torn object. Several may sweep at once.
         """
         ...
 

@@ -124,6 +124,11 @@ class FileBackend:
         """`file://`, the absolute root percent-quoted, `/`."""
         return self._location
 
+    @property
+    def write_buffer(self) -> int:
+        """What is gathered and what is written meanwhile, each less than two chunks, and the latter joined."""
+        return 6 * CHUNK_SIZE
+
     @asynccontextmanager
     async def open(self, key: str) -> AsyncGenerator[AsyncIterator[bytes], None]:
         """As the port says. An object of one chunk is opened, read and closed in one hop to a thread."""
@@ -197,12 +202,9 @@ class FileBackend:
         """Never: `features.server_copy` is off."""
         raise Unsupported(f"{self._location} cannot copy {source.location}{source_key} to {key!r} by itself")
 
-    async def sweep(self, older_than: float) -> int:
-        """Remove the temporary files last written at least `older_than` seconds ago; returns how many.
-
-        A write still in progress whose file is taken away fails with `Unavailable`.
-        """
-        outcomes = self._tree.swept(time.time() - older_than)
+    async def sweep(self, older_than: float, prefix: str = "") -> int:
+        """The temporary files last written at least `older_than` seconds ago. Looks at every file under `prefix`."""
+        outcomes = self._tree.swept(time.time() - older_than, prefix)
         removed = 0
         while batch := await self._run(partial(_take, outcomes), "sweep"):
             removed += sum(batch)

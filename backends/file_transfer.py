@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from backends.base import CHUNK_SIZE, Receipt
 from backends.errors import Conflict, NotFound, Unavailable
+from backends.failpoints import failpoint
 from backends.file_tree import Tree
 
 
@@ -46,8 +47,10 @@ class Upload:
         self._digest.update(data)
         self._size += len(data)
         rest = memoryview(data)
+        failpoint("file.write.before")
         while rest:
             rest = rest[os.write(self._file, rest) :]
+        failpoint("file.write.after")
 
     def begin(self, directory: int, *, shared: bool) -> None:
         """Create the file. The descriptor of its directory is this upload's to close, unless it is shared."""
@@ -55,7 +58,9 @@ class Upload:
         unnamed = self._tree.create_unnamed(directory)
         if unnamed is None:
             self._temporary = self._tree.temporary()
+            failpoint("file.create.before")
             self._file = self._tree.create(directory, self._temporary)
+            failpoint("file.create.after")
         else:
             self._file = unnamed
 
@@ -69,7 +74,9 @@ class Upload:
 
     def sync(self) -> None:
         """Make the bytes durable. A failure is final: the page cache may have dropped what was not written."""
+        failpoint("file.sync.before")
         os.fsync(self._file)
+        failpoint("file.sync.after")
 
     def commit(self) -> Receipt:
         """Give the file its final name, or find an equal one there. Durable once the directory is synced.
@@ -87,7 +94,9 @@ class Upload:
         """Remove what is left of an unfinished write. What cannot be removed now is left to the sweep."""
         if self._temporary and self._directory >= 0:
             with suppress(OSError):
+                failpoint("file.discard.before")
                 os.unlink(self._temporary, dir_fd=self._directory)
+                failpoint("file.discard.after")
         with suppress(OSError):
             self._close_file()
         self.leave()
@@ -99,7 +108,9 @@ class Upload:
         created = self._tree.link(self._directory, self._temporary, self._name)
         # A sweep that thought this write dead may have been faster.
         with suppress(FileNotFoundError):
+            failpoint("file.unlink_temporary.before")
             os.unlink(self._temporary, dir_fd=self._directory)
+            failpoint("file.unlink_temporary.after")
         return created
 
     def _compare(self) -> None:
@@ -112,7 +123,9 @@ class Upload:
                 self._go_on()
             if size != self._size or digest.digest() != self._digest.digest():
                 raise Conflict(f"{self._tree.root}: another object lies under {self._key!r}")
+            failpoint("file.sync_found.before")
             os.fsync(file)
+            failpoint("file.sync_found.after")
         finally:
             os.close(file)
 

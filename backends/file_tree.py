@@ -17,6 +17,7 @@ from threading import Lock
 
 from backends.base import ObjectStat
 from backends.errors import InvalidKey, Unavailable, Unsupported
+from backends.failpoints import failpoint
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BELOW = _DIRECTORY | os.O_NOFOLLOW
@@ -69,12 +70,14 @@ class Tree:
         """Create the root, each new directory entry made durable, and learn the root's real path."""
         missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
         for path in reversed(missing):
+            failpoint("file.root.before")
             path.mkdir(exist_ok=True)
             parent = os.open(path.parent, _DIRECTORY)
             try:
                 os.fsync(parent)
             finally:
                 os.close(parent)
+            failpoint("file.root.after")
         directory = os.open(self.root, _DIRECTORY)
         try:
             self._real = _whereabouts(directory).rstrip("/")
@@ -106,8 +109,10 @@ class Tree:
             return os.open(segment, _BELOW, dir_fd=directory)
         # One of that name may have been durable once, and removed since.
         self._durable.discard(path)
+        failpoint("file.mkdir.before")
         with suppress(FileExistsError):
             os.mkdir(segment, dir_fd=directory)
+        failpoint("file.mkdir.after")
         return os.open(segment, _BELOW, dir_fd=directory)
 
     def _open(self, path: str, flags: int) -> int:
@@ -170,7 +175,9 @@ class Tree:
                 up = os.open("..", _DIRECTORY, dir_fd=above)
                 os.close(above)
                 above = up
+                failpoint("file.sync_above.before")
                 os.fsync(above)
+                failpoint("file.sync_above.after")
                 synced.append(parent)
                 parent = parent.rpartition("/")[0]
         finally:
@@ -194,7 +201,9 @@ class Tree:
             with turn.lock:
                 if turn.done < ticket:
                     asked = turn.asked
+                    failpoint("file.sync_directory.before")
                     os.fsync(directory)
+                    failpoint("file.sync_directory.after")
                     turn.done = asked
         finally:
             with self._turns_lock:
@@ -220,14 +229,17 @@ class Tree:
 
     def link_unnamed(self, directory: int, file: int, name: str) -> bool:
         """The commit of an unnamed file. False when the name is taken. See open(2), O_TMPFILE."""
+        failpoint("file.link.before")
         try:
             os.link(f"/proc/self/fd/{file}", name, dst_dir_fd=directory, follow_symlinks=True)
         except FileExistsError:
             return False
+        failpoint("file.link.after")
         return True
 
     def link(self, directory: int, temporary: str, name: str) -> bool:
         """The commit. False when the name is taken."""
+        failpoint("file.link_named.before")
         try:
             os.link(temporary, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
         except FileExistsError:
@@ -236,6 +248,7 @@ class Tree:
             if exc.errno in _NO_LINKS:
                 raise Unsupported(f"{self.root}: its file system has no hard links; choose another") from exc
             raise
+        failpoint("file.link_named.after")
         return True
 
     def status(self, key: str) -> ObjectStat | None:
@@ -259,11 +272,15 @@ class Tree:
         try:
             if self.stat_object(directory, name) is None:
                 return False
+            failpoint("file.unlink.before")
             try:
                 os.unlink(name, dir_fd=directory)
             except FileNotFoundError:
                 return False
+            failpoint("file.unlink.after")
+            failpoint("file.sync_unlink.before")
             os.fsync(directory)
+            failpoint("file.sync_unlink.after")
         finally:
             os.close(directory)
         return True
@@ -311,15 +328,20 @@ class Tree:
         found.sort(key=itemgetter(0), reverse=True)
         return found
 
-    def swept(self, before: float) -> Iterator[bool]:
-        """For every file in turn: was it a temporary file last written before `before`, and removed?"""
-        for key, status in self.files(""):
+    def swept(self, before: float, prefix: str) -> Iterator[bool]:
+        """For every file under `prefix` in turn: was it a temporary file last written before `before`, and removed?
+
+        Those of the root are looked at too: the probe writes there.
+        """
+        for key, status in itertools.chain(self.files(prefix), self._entries("", _TEMP_HEAD)):
             parent, _, name = key.rpartition("/")
-            stale = is_temporary(name) and status.st_mtime <= before
+            stale = status is not None and is_temporary(name) and status.st_mtime <= before
             if stale:
                 directory = self.directory(parent)
                 try:
+                    failpoint("file.sweep.before")
                     os.unlink(name, dir_fd=directory)
+                    failpoint("file.sweep.after")
                 except FileNotFoundError:
                     stale = False
                 finally:

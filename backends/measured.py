@@ -34,6 +34,10 @@ class MeasuredBackend:
     def location(self) -> str:
         return self._backend.location
 
+    @property
+    def write_buffer(self) -> int:
+        return self._backend.write_buffer
+
     @asynccontextmanager
     async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """What the reader's user raises is no failure of the read."""
@@ -70,6 +74,10 @@ class MeasuredBackend:
     async def copy_from(self, source: StorageBackend, source_key: str, key: str) -> Receipt:
         with self._observed("copy_from"):
             return await self._backend.copy_from(source, source_key, key)
+
+    async def sweep(self, older_than: float, prefix: str = "") -> int:
+        with self._observed("sweep"):
+            return await self._backend.sweep(older_than, prefix)
 
     async def health(self) -> None:
         with self._observed("health"):

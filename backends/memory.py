@@ -69,6 +69,11 @@ class MemoryBackend:
         """`memory://`, the name, `/`."""
         return self._location
 
+    @property
+    def write_buffer(self) -> int:
+        """None beyond the object itself, which stays."""
+        return 0
+
     @asynccontextmanager
     async def open(self, key: str) -> AsyncGenerator[AsyncIterator[bytes], None]:
         """As the port says."""
@@ -109,6 +114,10 @@ class MemoryBackend:
     async def copy_from(self, source: StorageBackend, source_key: str, key: str) -> Receipt:
         """Never: `features.server_copy` is off."""
         raise Unsupported(f"{self._location} cannot copy {source.location}{source_key} to {key!r} by itself")
+
+    async def sweep(self, older_than: float, prefix: str = "") -> int:  # noqa: ARG002 - there is nothing to look at
+        """Nothing is ever left."""
+        return 0
 
     async def health(self) -> None:
         """Always well."""

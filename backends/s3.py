@@ -34,6 +34,7 @@ from backends.errors import (
     Unavailable,
     Unsupported,
 )
+from backends.failpoints import failpoint
 from backends.s3_client import S3Options, client_config, store_for
 from backends.s3_errors import translated
 from backends.s3_metadata import decode_metadata, headers_for
@@ -96,6 +97,11 @@ class S3Backend:
         """`s3://bucket/`."""
         return f"s3://{self._bucket}/"
 
+    @property
+    def write_buffer(self) -> int:
+        """The parts in flight and their copies inside the client, the part being gathered, and that part joined."""
+        return self._options.part_size * (2 * self._options.max_concurrency + 2)
+
     @asynccontextmanager
     async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """A read that loses its connection goes on from where it was, as long as the object is the same one."""
@@ -157,6 +163,7 @@ class S3Backend:
         fields = {"Content-Type": headers["ContentType"]} if "ContentType" in headers else {}
         try:
             with translated(f"write {self.location}{key}"):
+                failpoint("s3.put.before")
                 answer = await obstore.put_async(
                     self._store,
                     key,
@@ -165,6 +172,7 @@ class S3Backend:
                     mode="create",
                     use_multipart=False,
                 )
+                failpoint("s3.put.after")
         except Conflict as exc:
             there = await self._compare(key, source)
             if there is None:
@@ -225,7 +233,9 @@ class S3Backend:
         if await self.stat(key) is None:
             return False
         with translated(f"delete {self.location}{key}"):
+            failpoint("s3.delete.before")
             await self._client.delete_object(Bucket=self._bucket, Key=key)
+            failpoint("s3.delete.after")
         return True
 
     async def copy_from(self, source: StorageBackend, source_key: str, key: str) -> Receipt:
@@ -250,7 +260,7 @@ class S3Backend:
             raise StorageError(f"bucket {self._bucket} lies in {region}; configure region: {region}")
 
     async def sweep(self, older_than: float, prefix: str = "") -> int:
-        """Abort multipart uploads under `prefix` that were begun more than `older_than` seconds ago; returns how many.
+        """Abort multipart uploads that were begun at least `older_than` seconds ago, whoever began them.
 
         `older_than` has to exceed the longest write: an upload another process is still feeding looks the same.
         """
@@ -260,13 +270,20 @@ class S3Backend:
             paginator = self._client.get_paginator("list_multipart_uploads")
             async for page in paginator.paginate(Bucket=self._bucket, Prefix=prefix):
                 for upload in page.get("Uploads", ()):
-                    if upload["Initiated"] > limit:
-                        continue
-                    await self._client.abort_multipart_upload(
-                        Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                    )
-                    count += 1
+                    if upload["Initiated"] <= limit:
+                        count += await self._abort(upload["Key"], upload["UploadId"])
         return count
+
+    async def _abort(self, key: str, upload_id: str) -> bool:
+        """False when its writer, or another sweep, has ended it meanwhile."""
+        try:
+            with translated(f"abort an upload of {self.location}{key}"):
+                failpoint("s3.sweep.before")
+                await self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
+                failpoint("s3.sweep.after")
+        except NotFound:
+            return False
+        return True
 
     async def aclose(self) -> None:
         """Close aiobotocore's pool; obstore's goes with the last reference to it."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Any, TypeVar
 
 from backends.errors import StorageError
+from backends.failpoints import failpoint
 from backends.s3_errors import translated
 
 MAX_PARTS = 10_000
@@ -121,7 +122,9 @@ class MultipartUpload:
         # Parts with a checksum whose algorithm was not declared here are an InvalidPart at Complete.
         declared = {"ChecksumAlgorithm": "CRC32"} if self._checksums else {}
         with translated(f"begin the upload of {self._name}"):
+            failpoint("s3.create.before")
             answer = await self._client.create_multipart_upload(**self._where, **self._headers, **declared)
+            failpoint("s3.create.after")
         return str(answer["UploadId"])
 
     async def _parts(self, upload_id: str, first: bytes, source: Source) -> list[dict[str, Any]]:
@@ -147,17 +150,21 @@ class MultipartUpload:
     async def _part(self, upload_id: str, number: int, body: bytes) -> dict[str, Any]:
         checksum = {"ChecksumCRC32": _crc32(body)} if self._checksums else {}
         with translated(f"write part {number} of {self._name}"):
+            failpoint("s3.part.before")
             answer = await self._client.upload_part(
                 **self._where, UploadId=upload_id, PartNumber=number, Body=body, **checksum
             )
+            failpoint("s3.part.after")
         return {"PartNumber": number, "ETag": answer["ETag"], **checksum}
 
     async def _complete(self, upload_id: str, parts: list[dict[str, Any]]) -> Mapping[str, Any]:
         self.completing = True
         with translated(f"complete the upload of {self._name}"):
+            failpoint("s3.complete.before")
             answer: Mapping[str, Any] = await self._client.complete_multipart_upload(
                 **self._where, UploadId=upload_id, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
             )
+            failpoint("s3.complete.after")
         return answer
 
     async def _abort(self, created: "asyncio.Task[str]", cause: BaseException) -> None:
@@ -168,7 +175,9 @@ class MultipartUpload:
             return
         try:
             with translated(f"abort the upload of {self._name}"):
+                failpoint("s3.abort.before")
                 await self._client.abort_multipart_upload(**self._where, UploadId=upload_id)
+                failpoint("s3.abort.after")
         except StorageError as exc:
             if not self.completing:
                 cause.add_note(f"{exc}; a sweep has to remove it")

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.localstack import LocalStack, LocalStackEndpoint
+from tests.support.pgbouncer import PgBouncer
+from tests.support.postgresql import Postgresql, PostgresqlServer, in_thread
+from tests.support.rabbitmq import RabbitBroker, RabbitMq
 from tests.support.services import Board, NotAvailable, Running, Service
 
 BOARD = pytest.StashKey[Board]()
@@ -51,6 +54,28 @@ def _counted(request: pytest.FixtureRequest) -> Iterator[None]:
 def localstack(request: pytest.FixtureRequest) -> LocalStackEndpoint:
     """S3, SQS, SNS, KMS and STS. Names (buckets, queues) are the test's to make random: the server is shared."""
     return LocalStackEndpoint(_demand(request, LocalStack()).endpoint_url)
+
+
+@pytest.fixture(scope="session")
+def postgresql(request: pytest.FixtureRequest) -> Iterator[PostgresqlServer]:
+    """The shared server. Each test makes a database of its own on it."""
+    server = PostgresqlServer(_demand(request, Postgresql()).endpoint_url)
+    yield server
+    in_thread(server.forget())
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(request: pytest.FixtureRequest, postgresql: PostgresqlServer) -> PgBouncer:
+    """A pooler in transaction mode before the shared server: `through` gives its URL of a database."""
+    service = PgBouncer(postgresql.url)
+    _demand(request, service)
+    return service
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(request: pytest.FixtureRequest) -> RabbitBroker:
+    """The shared broker. Each test makes queues of random names on it."""
+    return RabbitBroker(_demand(request, RabbitMq()).endpoint_url)
 
 
 def _demand(request: pytest.FixtureRequest, service: Service) -> Running:

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
@@ -123,6 +123,12 @@ async def open_client(options: SqsOptions) -> AsyncIterator[Any]:
         config=config,
     ) as client:
         yield client
+
+
+async def queue_facts(client: Any, url: str) -> Mapping[str, str]:
+    """All attributes of the queue itself. Raises one of `SDK_ERRORS`."""
+    reply = await client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
+    return cast("Mapping[str, str]", reply["Attributes"])
 
 
 def classify(exc: BaseException) -> Trouble:

@@ -17,8 +17,10 @@ from handlers.dispatch import Handlers
 from handlers.layouts import oc_layout
 from handlers.plan import Route, StagingSource, Target
 from handlers.resource_fetched import ResourceFetchedHandler
+from worker.budget import Budget
 from worker.disposition import RetryPolicy
 from worker.health import AdminServer, Health
+from worker.housekeeping import Housekeeping, HousekeepingSettings, Place
 from worker.ledger.base import Ledger
 from worker.ledger.database import check_schema, migrate, open_database
 from worker.ledger.sql import SqlLedger
@@ -61,6 +63,7 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
         targets = await stack.enter_async_context(open_targets(settings))
         health.schema_current = health.queue_reachable = True
         measured = _measured(targets, metrics)
+        measured_staging = _measured(staging, metrics, "staging-")
         relay = Relay(
             ledger=ledger,
             publisher=publisher,
@@ -74,13 +77,15 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             random=random.random,
             metrics=metrics,
         )
+        budget = Budget(settings.worker.transfer_memory)
+        metrics.transfer_memory_bytes.set_function(lambda: budget.held)
         pipeline = Pipeline(
             ledger=ledger,
             handlers=make_handlers(settings),
-            staging=_measured(staging, metrics, "staging-"),
+            staging=measured_staging,
             targets=measured,
             max_message_bytes=settings.worker.max_message_bytes,
-            large_transfers=settings.worker.large_transfers,
+            budget=budget,
             on_complete=relay.wake,
         )
         if admin and settings.admin.enabled:
@@ -90,6 +95,9 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             queue=queue,
             pipeline=pipeline,
             relay=relay,
+            housekeeping=_housekeeping(settings, ledger, measured_staging, measured, metrics)
+            if settings.housekeeping.enabled
+            else None,
             ledger=ledger,
             settings=ServiceSettings(settings.worker.concurrency, settings.worker.drain_timeout),
             retry=RetryPolicy(
@@ -102,6 +110,16 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             metrics=metrics,
             health=health,
         )
+
+
+@asynccontextmanager
+async def open_housekeeping(settings: Settings) -> AsyncIterator[Housekeeping]:
+    """For one round of it, without a worker and whether or not a worker would do it."""
+    async with AsyncExitStack() as stack:
+        ledger = await stack.enter_async_context(open_ledger(settings))
+        staging = await stack.enter_async_context(open_staging(settings))
+        targets = await stack.enter_async_context(open_targets(settings))
+        yield _housekeeping(settings, ledger, staging, targets, Metrics())
 
 
 @asynccontextmanager
@@ -182,6 +200,39 @@ async def _opened(
             backends[name] = await BACKENDS.load(place.backend).connect(place.options)
             stack.push_async_callback(backends[name].aclose)
         yield backends
+
+
+def _housekeeping(
+    settings: Settings,
+    ledger: Ledger,
+    staging: Mapping[str, StorageBackend],
+    targets: Mapping[str, StorageBackend],
+    metrics: Metrics,
+) -> Housekeeping:
+    chosen = settings.housekeeping
+    deleting = {name: source for name, source in settings.staging.items() if source.delete_published}
+    return Housekeeping(
+        ledger=ledger,
+        sources=staging_sources(settings),
+        deletable={name: staging[name] for name in deleting},
+        places=[
+            *(
+                Place(f"staging-{name}", staging[name], place.prefix)
+                for name, place in settings.staging.items()
+            ),
+            *(Place(name, targets[name], place.prefix) for name, place in settings.targets.items()),
+        ],
+        settings=HousekeepingSettings(
+            interval=chosen.interval,
+            batch=chosen.batch,
+            delete_after=max((source.delete_after for source in deleting.values()), default=0.0),
+            keep_published=chosen.keep_published,
+            keep_attempts=chosen.keep_attempts,
+            sweep_after=chosen.sweep_after,
+        ),
+        random=random.random,
+        metrics=metrics,
+    )
 
 
 def _measured(

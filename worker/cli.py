@@ -9,20 +9,21 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Coroutine
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
+import structlog
 import typer
 import yaml
 
 from backends.errors import StorageError
 from handlers.errors import HandlerError, Refused
 from handlers.messages import decode
-from worker import bootstrap, local_files, logs, render
+from worker import bootstrap, cli_dead_letters, cli_outbox, failpoints, invocation, local_files, logs, render
 from worker import demo as demonstration
+from worker.failpoints import FailpointError
 from worker.health import AdminError
+from worker.invocation import AsJson, Bid, Invocation
 from worker.ledger.base import BundleState, LedgerError
 from worker.ledger.database import migrate as migrate_database
 from worker.ledger.database import open_database
@@ -31,10 +32,8 @@ from worker.publishers.base import PublishError
 from worker.publishers.embedded import EmbeddedPublisher
 from worker.queues.base import QueueError
 from worker.service import Service
-from worker.settings import Settings, SettingsError, json_schema, load_settings
+from worker.settings import SettingsError, json_schema
 from worker.verify import verify as verify_bundle
-
-_Result = TypeVar("_Result")
 
 app = typer.Typer(
     name="transload",
@@ -46,27 +45,12 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration, without starting anything.")
 app.add_typer(config_app, name="config")
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: one object a line.")]
-Bid = Annotated[str, typer.Argument(help="The bundle's id, as `transload bundles` shows it.")]
-
-
-@dataclass(frozen=True, slots=True)
-class Invocation:
-    """What was said before the command's name."""
-
-    config: Path | None
-    home: Path | None
-
-    def settings(self, *, quiet: bool = False) -> Settings:
-        """Read, merge and check the settings; set up logging. Raises `SettingsError`."""
-        settings = load_settings(file=self.config, home=self.home, environ=os.environ)
-        logs.configure("warning" if quiet else settings.logs.level, settings.logs.format, sys.stderr)
-        return settings
+app.add_typer(cli_dead_letters.app, name="dlq")
+app.add_typer(cli_outbox.app, name="outbox")
 
 
 @app.callback()
-def invocation(
+def options(
     context: typer.Context,
     config: Annotated[
         Path | None,
@@ -80,7 +64,7 @@ def invocation(
     ] = None,
 ) -> None:
     """Event-driven storage worker: staged payloads in, durable objects and one completion per bundle out."""
-    context.obj = Invocation(config, home)
+    context.obj = Invocation(config, home, os.environ)
 
 
 @app.command()
@@ -100,7 +84,7 @@ def run(
     SIGTERM or Ctrl-C stops taking, finishes what is in work within worker.drain_timeout, and gives the rest back. A second
     one exits at once; the queue then returns the messages when their lease passes.
     """
-    settings = _obj(context).settings()
+    settings = Invocation.of(context).settings()
 
     async def work() -> Service:
         async with bootstrap.open_service(settings, admin=not until_idle) as service:
@@ -108,7 +92,7 @@ def run(
             await service.run(until_idle=until_idle)
             return service
 
-    done = _run(work()).progress
+    done = invocation.run(work()).progress
     render.say(f"{done.acked} messages done, {done.retried} retries, {done.dead} dead letters")
 
 
@@ -125,8 +109,8 @@ def demo(
 
     Uses the queue, ledger, staging and target of --home. Running it again on unchanged files finds every bundle known.
     """
-    settings = _obj(context).settings(quiet=True)
-    outcome = _run(demonstration.run_demo(settings, source))
+    settings = Invocation.of(context).settings(quiet=True)
+    outcome = invocation.run(demonstration.run_demo(settings, source))
     demonstration.show(outcome, as_json=as_json)
     if not outcome.passed:
         raise typer.Exit(1)
@@ -158,7 +142,7 @@ def publish(
 
     Prints the bundle's id. May be repeated after any error: what was announced before is known by its id.
     """
-    settings = _obj(context).settings(quiet=True)
+    settings = Invocation.of(context).settings(quiet=True)
     bundle = local_files.bundle_of(
         local_files.find_files(paths, leave_out=settings.home), recipe, bid=bid, primary_url=primary_url
     )
@@ -174,14 +158,14 @@ def publish(
                     staged=lambda file: advance(file.size),
                 )
 
-    _run(work())
+    invocation.run(work())
     render.published(bundle, closed=not no_close, as_json=as_json)
 
 
 @app.command()
 def status(context: typer.Context, as_json: AsJson = False) -> None:
     """Show queue depth, bundles by state, pending completions, and what waits for a person."""
-    settings = _obj(context).settings(quiet=True)
+    settings = Invocation.of(context).settings(quiet=True)
 
     async def work() -> render.Status:
         async with bootstrap.open_ledger(settings) as ledger, bootstrap.open_queue(settings) as queue:
@@ -189,7 +173,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
                 queue.name, await queue.depth(), await ledger.summary(), await ledger.outbox("parked", 20)
             )
 
-    render.status(_run(work()), as_json=as_json)
+    render.status(invocation.run(work()), as_json=as_json)
 
 
 @app.command()
@@ -206,19 +190,19 @@ def bundles(
     if state is not None and state not in states:
         raise typer.BadParameter(f"{state!r} is no state; use {', '.join(states)}", param_hint="--state")
     wanted = None if state is None else states[state]
-    settings = _obj(context).settings(quiet=True)
+    settings = Invocation.of(context).settings(quiet=True)
 
     async def work() -> Any:
         async with bootstrap.open_ledger(settings) as ledger:
             return await ledger.bundles(wanted, limit)
 
-    render.bundles(_run(work()), as_json=as_json)
+    render.bundles(invocation.run(work()), as_json=as_json)
 
 
 @app.command()
 def show(context: typer.Context, bid: Bid, as_json: AsJson = False) -> None:
     """Show one bundle: its facts, its resources, and where their objects lie."""
-    settings = _obj(context).settings(quiet=True)
+    settings = Invocation.of(context).settings(quiet=True)
 
     async def work() -> Any:
         async with bootstrap.open_ledger(settings) as ledger:
@@ -227,7 +211,7 @@ def show(context: typer.Context, bid: Bid, as_json: AsJson = False) -> None:
                 raise LedgerError(f"no bundle {bid}; `transload bundles` lists them")
             return found, [resource async for resource in ledger.resources(bid)]
 
-    render.bundle(*_run(work()), as_json=as_json)
+    render.bundle(*invocation.run(work()), as_json=as_json)
 
 
 @app.command()
@@ -237,7 +221,7 @@ def completions(
     as_json: AsJson = False,
 ) -> None:
     """Print the completion notifications of the embedded publisher, the oldest first; --json prints their exact bodies."""
-    settings = _obj(context).settings(quiet=True)
+    settings = Invocation.of(context).settings(quiet=True)
 
     async def work() -> None:
         async with bootstrap.open_publisher(settings) as publisher:
@@ -256,7 +240,7 @@ def completions(
                         return
                     await asyncio.sleep(0.2)
 
-    _run(work())
+    invocation.run(work())
 
 
 @app.command()
@@ -265,7 +249,7 @@ def verify(context: typer.Context, bid: Bid, as_json: AsJson = False) -> None:
 
     Exit status 1 when anything is missing or differs.
     """
-    settings = _obj(context).settings(quiet=True)
+    settings = Invocation.of(context).settings(quiet=True)
 
     async def work() -> Any:
         async with bootstrap.open_ledger(settings) as ledger, bootstrap.open_targets(settings) as targets:
@@ -275,10 +259,13 @@ def verify(context: typer.Context, bid: Bid, as_json: AsJson = False) -> None:
             with render.progress("reading", None) as advance:
                 return await verify_bundle(found, ledger, targets, lambda stored: advance(stored.size))
 
-    result = _run(work())
+    result = invocation.run(work())
     render.verification(result, as_json=as_json)
     if not result.passed:
         raise typer.Exit(1)
+
+
+app.command()(cli_outbox.replay)
 
 
 @app.command()
@@ -291,7 +278,7 @@ def explain(
 
     A message that would be a dead letter gives its reason in one line, and exit status 2.
     """
-    settings = _obj(context).settings(quiet=True)
+    settings = Invocation.of(context).settings(quiet=True)
     try:
         body = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as exc:
@@ -303,7 +290,7 @@ def explain(
 @app.command()
 def migrate(context: typer.Context) -> None:
     """Bring the ledger's database to this release's schema. The embedded SQLite ledger does it by itself at start."""
-    settings = _obj(context).settings()
+    settings = Invocation.of(context).settings()
 
     async def work() -> str | None:
         database = open_database(settings.ledger.url)
@@ -312,13 +299,13 @@ def migrate(context: typer.Context) -> None:
         finally:
             await database.aclose()
 
-    render.migrated(_run(work()))
+    render.migrated(invocation.run(work()))
 
 
 @config_app.command()
 def check(context: typer.Context) -> None:
     """Check the settings whole; exit status 2 lists everything that is wrong with them."""
-    settings = _obj(context).settings(quiet=True)
+    settings = Invocation.of(context).settings(quiet=True)
     bootstrap.make_handlers(settings)
     render.say("the settings are valid")
 
@@ -326,7 +313,9 @@ def check(context: typer.Context) -> None:
 @config_app.command(name="show")
 def show_config(context: typer.Context) -> None:
     """Print the settings in force as YAML: file, environment and defaults together, secrets redacted."""
-    typer.echo(yaml.safe_dump(_obj(context).settings(quiet=True).redacted(), sort_keys=False), nl=False)
+    typer.echo(
+        yaml.safe_dump(Invocation.of(context).settings(quiet=True).redacted(), sort_keys=False), nl=False
+    )
 
 
 @config_app.command()
@@ -338,8 +327,9 @@ def schema() -> None:
 def main() -> None:
     """The console script. Turns every foreseen error into one line on stderr and an exit status."""
     try:
+        _arm_failpoints(os.environ.get(failpoints.VARIABLE, ""))
         app()
-    except (SettingsError, Refused, ProducerError) as exc:
+    except (SettingsError, Refused, ProducerError, FailpointError) as exc:
         render.fail(exc)
         sys.exit(2)
     except (HandlerError, StorageError, QueueError, LedgerError, PublishError, AdminError, OSError) as exc:
@@ -347,18 +337,13 @@ def main() -> None:
         sys.exit(1)
 
 
-def _obj(context: typer.Context) -> Invocation:
-    found = context.obj
-    if not isinstance(found, Invocation):
-        raise TypeError("the callback sets the invocation")
-    return found
-
-
-def _run(work: Coroutine[Any, Any, _Result]) -> _Result:
-    try:
-        return asyncio.run(work)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+def _arm_failpoints(text: str) -> None:
+    """First of all, so that no durable effect comes before; loud, because nobody wants this outside a test."""
+    armed = failpoints.parse(text)
+    failpoints.arm(armed)
+    if armed:
+        logs.configure("warning", "auto", sys.stderr)
+        structlog.get_logger("failpoints").warning("failpoints are armed", places=text)
 
 
 def _stop_on_signals(service: Service) -> None:

@@ -3,13 +3,18 @@
 Pure, but for the randomness it is given. Called by worker/service.py with what worker/pipeline.py raised.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from backends.errors import Conflict, IntegrityError, PermissionDenied, StorageError, Unavailable
 from handlers.errors import HandlerError, PayloadMissing, Refused
+from worker.attempts import Attempt
 from worker.ledger.base import LedgerError, LedgerRefused
-from worker.queues.base import Dead, Disposition, Retry
+from worker.queues.base import Dead, Disposition, HeldTooLong, Retry
+
+
+class CrashedTooOften(Exception):
+    """The process died in every one of the last tries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,42 +33,77 @@ class RetryPolicy:
         `attempt` counts from 1; `random` gives numbers in [0, 1). See
         https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/
         """
-        ceiling = min(self.cap, self.base * 2.0 ** min(attempt - 1, 60))
+        ceiling = min(self.cap, self.base * 2.0 ** min(max(attempt, 1) - 1, 60))
         return ceiling * (0.5 + random() / 2)
 
 
-def decide(error: Exception, attempt: int, policy: RetryPolicy, random: Callable[[], float]) -> Disposition:
-    """What becomes of a delivery whose work raised `error` at its `attempt`-th receive.
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A try that came to nothing."""
+
+    error: Exception
+    attempt: Attempt
+    """It, as the ledger and a dead letter tell it."""
+    counts: bool
+    """It is held against the message."""
+
+    @classmethod
+    def of(cls, error: Exception, now: float) -> "Failure":
+        """`now`: seconds since the epoch."""
+        outage = isinstance(error, (Unavailable, PermissionDenied))
+        attempt = Attempt(now, type(error).__name__, str(error), outage)
+        silent = isinstance(error, LedgerError) and not isinstance(error, LedgerRefused)
+        return cls(error, attempt, counts=not silent)
+
+
+def decide(
+    failure: Failure,
+    earlier: Sequence[Attempt],
+    receives: int,
+    policy: RetryPolicy,
+    random: Callable[[], float],
+) -> Disposition:
+    """What becomes of a message whose work failed, after the `earlier` tries that were held against it.
 
     - what can never succeed is dead at once, with its reason
-    - what may succeed later is retried, and dead after `policy.max_attempts`; after many more where a store is down
+    - what may succeed later is retried, and dead after `policy.max_attempts`; after many more where a store is down.
+      Outages and failures are counted apart
     - a ledger that does not answer says nothing about the message: that is retried without limit; one that answers and
       refuses this entry does
+    - what outlasts the longest time a queue lets it be held is handed over at once, and given up like any failure
     - an error nobody foresaw is treated like one that may pass, because losing a message to a bug is worse
+
+    `receives` is how often it was received in all: the pauses grow with it.
     """
+    error, log = failure.error, (*earlier, failure.attempt)
     if isinstance(error, Refused):
-        return Dead(error.reason, error.detail)
-    if isinstance(error, LedgerError) and not isinstance(error, LedgerRefused):
-        return Retry(policy.delay(attempt, random))
-    if isinstance(error, (HandlerError, StorageError)) and not error.retryable:
-        return Dead(reason_for(error), str(error))
-    outage = isinstance(error, (Unavailable, PermissionDenied))
+        return Dead(error.reason, error.detail, failure.attempt.error, log)
+    if not failure.counts:
+        return Retry(policy.delay(receives, random))
+    final = isinstance(error, (HandlerError, StorageError)) and not error.retryable
+    if final or isinstance(error, CrashedTooOften):
+        return Dead(reason_for(error), str(error), failure.attempt.error, log)
+    outage = failure.attempt.outage
     limit = policy.max_outage_attempts if outage else policy.max_attempts
-    if attempt >= limit:
-        return Dead(reason_for(error), f"{error} (attempt {attempt} of {limit})")
-    return Retry(policy.delay(attempt, random))
+    tries = sum(attempt.outage == outage for attempt in log)
+    if tries >= limit:
+        detail = f"{error} (attempt {tries} of {limit})"
+        return Dead(reason_for(error), detail, failure.attempt.error, log)
+    return Retry(0 if isinstance(error, HeldTooLong) else policy.delay(receives, random))
 
 
 def reason_for(error: Exception) -> str:
     """The dead letter's short name for an error."""
-    if isinstance(error, PayloadMissing):
-        return "payload_missing"
-    if isinstance(error, IntegrityError):
-        return "integrity_mismatch"
-    if isinstance(error, Conflict):
-        return "conflict"
-    if isinstance(error, StorageError):
-        return "storage_failed"
-    if isinstance(error, LedgerRefused):
-        return "ledger_refused"
-    return "internal_error"
+    return next((reason for kind, reason in _REASONS if isinstance(error, kind)), "internal_error")
+
+
+_REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (PayloadMissing, "payload_missing"),
+    (IntegrityError, "integrity_mismatch"),
+    (Conflict, "conflict"),
+    (StorageError, "storage_failed"),
+    (LedgerRefused, "ledger_refused"),
+    (CrashedTooOften, "crashed"),
+    (HeldTooLong, "held_too_long"),
+)
+"""The first that fits."""

@@ -5,7 +5,8 @@
 `NAME=ACTION[@N]`, several separated by `;`. `NAME` may be a pattern (`file.*`). The action happens the N-th time the place
 is passed (default 1) and never again; `@N+` makes it happen every time from then on. Actions: `kill` (SIGKILL to this
 process), `stop` (SIGSTOP), `raise:TYPE[:ERRNO]` (a built-in exception), `sleep:SECONDS` (the thread sleeps; on the event
-loop's thread everything stalls).
+loop's thread everything stalls), `note:FILE` (every passage adds the name of the place to the file, one a line; takes no
+count).
 """
 
 import builtins
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from backends.failpoints import EVENT
 
@@ -52,6 +54,20 @@ class Failpoint:
             self.act()
 
 
+@dataclass(slots=True)
+class Recorder(Failpoint):
+    """Notes every passage, for a run that finds out which places a load passes and how often."""
+
+    file: Path = Path(os.devnull)
+
+    def reached(self, name: str) -> None:
+        """Write the name down."""
+        if fnmatchcase(name, self.name):
+            # Opened anew each time: nothing is buffered that a kill could take along.
+            with self.file.open("a", encoding="utf-8") as notes:
+                notes.write(f"{name}\n")
+
+
 def parse(text: str) -> tuple[Failpoint, ...]:
     """The failpoints of one variable. Raises `FailpointError` with what is wrong."""
     return tuple(_one(part.strip()) for part in text.split(";") if part.strip())
@@ -74,6 +90,9 @@ def _one(text: str) -> Failpoint:
     found = _SYNTAX.fullmatch(text)
     if found is None:
         raise FailpointError(f"{VARIABLE}: {text!r} is not NAME=ACTION[@N[+]]")
+    kind, _, file = found["action"].partition(":")
+    if kind == "note" and file and not found["count"]:
+        return Recorder(found["name"], _nothing, file=Path(file))
     return Failpoint(
         found["name"], _action(found["action"]), int(found["count"] or 1), ever=found["ever"] is not None
     )
@@ -90,8 +109,12 @@ def _action(text: str) -> Callable[[], None]:
     if kind == "raise" and 1 <= len(arguments) <= 2:
         return _raiser(*arguments)
     raise FailpointError(
-        f"{VARIABLE}: no action {text!r}; use kill, stop, raise:TYPE[:ERRNO] or sleep:SECONDS"
+        f"{VARIABLE}: no action {text!r}; use kill, stop, raise:TYPE[:ERRNO], sleep:SECONDS or note:FILE"
     )
+
+
+def _nothing() -> None:
+    """What a recorder does besides."""
 
 
 def _raiser(name: str, number: str = "") -> Callable[[], None]:

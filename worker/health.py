@@ -58,6 +58,8 @@ class Health:
         """The ledger's schema is the one this version knows."""
         self.queue_reachable = False
         """The queue answered the last time it was asked."""
+        self.ledger_reachable = True
+        """The ledger takes writes, as far as we know."""
 
     def tick(self) -> None:
         """The event loop turns. Called twice a second."""
@@ -106,6 +108,7 @@ class Health:
         facts = (
             (self.schema_current, "the ledger's schema is not current"),
             (self.queue_reachable, "the queue does not answer"),
+            (self.ledger_reachable, "the ledger takes no writes"),
             (not self.draining, "draining"),
         )
         reasons = tuple(reason for holds, reason in facts if not holds)

@@ -43,6 +43,12 @@ class Metrics:
         self.messages_settled = self._counter(
             "messages_settled", "Messages settled; outcome: ack, retry or dead.", "queue", "outcome"
         )
+        self.messages_redriven = self._counter(
+            "messages_redriven", "Messages received that had been dead letters before.", "queue"
+        )
+        self.dead_letters = self._counter(
+            "dead_letters", "Dead letters written, by reason.", "queue", "reason"
+        )
         self.message_queue_age_seconds = self._histogram(
             "message_queue_age_seconds", "Seconds from send to receive.", WAITING_BUCKETS
         )
@@ -71,6 +77,14 @@ class Metrics:
         )
         self.integrity_failures = self._counter(
             "integrity_failures", "Payloads whose size or digest was not the promised one."
+        )
+        self.transfer_memory_bytes = self._gauge(
+            "transfer_memory_bytes", "Bytes of worker.transfer_memory held by transfers now."
+        )
+        self.housekeeping_removed = self._counter(
+            "housekeeping_removed",
+            "Removed in the background; what: bundles or attempts (in the ledger), staged (payloads) or leftovers (of killed writers).",
+            "what",
         )
         self.bundles = self._gauge(
             "bundles", "Bundles in the ledger; the same on every pod: aggregate with max.", "state"
@@ -116,6 +130,8 @@ class Metrics:
             self.visibility_extensions.labels(result=result)
         for result in ("ok", "error", "parked"):
             self.outbox_publish.labels(result=result)
+        for what in ("bundles", "attempts", "staged", "leftovers"):
+            self.housekeeping_removed.labels(what=what)
         for state in get_args(BundleState):
             self.bundles.labels(state=state)
 

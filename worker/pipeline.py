@@ -3,9 +3,7 @@
 Called by worker/service.py for every delivery. What it raises, worker/disposition.py turns into a fate.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 
 import structlog
 
@@ -16,9 +14,13 @@ from handlers.errors import Refused
 from handlers.execute import Placement, execute
 from handlers.messages import Command, decode
 from handlers.plan import ClosePlan, Plan, StorePlan
+from worker.budget import Budget
 from worker.delivery import Delivery
 from worker.ledger.base import Close, Entry, Ledger, Recorded, StoredObject, StoredResource
 from worker.queues.base import Ack, Disposition
+
+_READ_AHEAD = 4
+"""Chunks between staging and target at most."""
 
 
 class Pipeline:
@@ -32,12 +34,12 @@ class Pipeline:
         staging: Mapping[str, StorageBackend],
         targets: Mapping[str, StorageBackend],
         max_message_bytes: int,
-        large_transfers: int,
+        budget: Budget,
         on_complete: Callable[[], None],
     ) -> None:
         """`staging` and `targets` hold a connected backend for every name the handlers plan with.
 
-        `large_transfers` is how many payloads of more than one chunk, or of unknown size, are transferred at once.
+        `budget` is the memory all transfers of this process share.
         `on_complete` is called when a bundle was completed here.
         """
         self._ledger = ledger
@@ -45,7 +47,7 @@ class Pipeline:
         self._staging = staging
         self._targets = targets
         self._max_message_bytes = max_message_bytes
-        self._large = asyncio.Semaphore(large_transfers)
+        self._budget = budget
         self._on_complete = on_complete
         self._log = structlog.get_logger("pipeline")
 
@@ -68,13 +70,17 @@ class Pipeline:
     async def _execute(self, plan: Plan) -> tuple[Placement, ...]:
         if isinstance(plan, ClosePlan):
             return ()
-        size = plan.source.size
         try:
-            # A small payload is one chunk in memory; a large one is several, in the reader and in the writer.
-            async with nullcontext() if size is not None and size <= CHUNK_SIZE else self._large:
+            async with self._budget.hold(self._memory(plan)):
                 return await execute(plan, self._staging, self._targets)
         except Conflict as exc:
             raise Refused("conflict", f"{exc}; the object that lies there was kept") from exc
+
+    def _memory(self, plan: StorePlan) -> int:
+        """Bytes its transfer holds at most: a small payload no more than itself, a large one what is read ahead and buffered."""
+        targets = (self._targets[write.target] for write in plan.writes)
+        most = _READ_AHEAD * CHUNK_SIZE + max((target.write_buffer for target in targets), default=0)
+        return most if plan.source.size is None else min(plan.source.size, most)
 
     def _known(self, command: Command, recorded: str) -> Disposition:
         """A message seen before: done already, unless it now says something else."""

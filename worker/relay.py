@@ -15,6 +15,7 @@ import structlog
 
 from backends.base import Attributes, StorageBackend
 from backends.errors import StorageError
+from backends.failpoints import failpoint
 from handlers.plan import BundleTarget
 from worker import notification
 from worker.disposition import RetryPolicy
@@ -97,7 +98,9 @@ class Relay:
         gate = asyncio.Semaphore(_FINALIZED_AT_ONCE)
         finalized = await asyncio.gather(*(self._finalized(row, gate) for row in rows))
         ready = [row for row, done in zip(rows, finalized, strict=True) if done]
+        failpoint("relay.publish.before")
         outcomes = await self._publisher.publish([_notification(row) for row in ready])
+        failpoint("relay.publish.after")
         answered = list(zip(ready, outcomes, strict=True))
         # First what is out: a row that is not marked is sent again.
         await self._mark([row for row, error in answered if error is None])
@@ -139,7 +142,9 @@ class Relay:
                     f"target {place.target!r} of bundle {row.bid} is not configured any more; add it again"
                 )
             chunks = manifest(bundle, place, row.event_id, self._ledger.resources(row.bid))
+            failpoint("relay.manifest.before")
             await target.write(place.manifest_key, chunks, _JSON)
+            failpoint("relay.manifest.after")
 
     async def _later(self, row: OutboxRow, error: Exception) -> None:
         delay = self._retry.delay(row.attempts, self._random)

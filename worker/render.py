@@ -102,7 +102,7 @@ def status(found: Status, *, as_json: bool) -> None:
     table = Table(show_header=False, box=None)
     depth, ledger = found.depth, found.ledger
     table.add_row("queue", f"{depth.visible} waiting, {depth.in_flight} in work, {depth.delayed} delayed")
-    table.add_row("dead letters", "not known" if depth.dead is None else str(depth.dead))
+    table.add_row("dead letters", _dead(depth.dead))
     table.add_row("bundles", ", ".join(f"{count} {state}" for state, count in ledger.bundles.items()))
     table.add_row("resources", f"{ledger.resources:,} stored")
     table.add_row("completions", f"{ledger.outbox_pending} to announce, {ledger.outbox_parked} parked")
@@ -111,6 +111,8 @@ def status(found: Status, *, as_json: bool) -> None:
     out().print(table)
     for row in found.parked:
         out().print(f"parked {row.bid}: {row.error}", markup=False, style="red")
+    if found.parked:
+        say("when the cause is mended: transload outbox retry BID, or --all")
 
 
 def bundles(found: Sequence[BundleRecord], *, as_json: bool) -> None:
@@ -243,6 +245,12 @@ def out() -> Console:
     """Stdout, for a person: as wide as the terminal, and wide enough for everything where it is piped."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
+
+
+def _dead(count: int | None) -> str:
+    if count is None:
+        return "not known"
+    return f"{count}: transload dlq ls" if count else "0"
 
 
 def _age(seconds: float) -> str:

@@ -17,13 +17,26 @@ import structlog
 
 from backends.errors import IntegrityError, StorageError
 from handlers.errors import HandlerError
+from worker.attempt_log import AttemptLog
+from worker.attempts import Attempt
 from worker.delivery import Delivery, LeaseKeeper, LeaseLost
-from worker.disposition import RetryPolicy, decide
+from worker.disposition import Failure, RetryPolicy, decide
 from worker.health import Health
+from worker.housekeeping import Housekeeping
+from worker.intake_gate import IntakeGate
 from worker.ledger.base import Ledger, LedgerError
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
-from worker.queues.base import Ack, Dead, Disposition, Message, Queue, QueueError, Retry
+from worker.queues.base import (
+    REDRIVES_ATTRIBUTE,
+    Ack,
+    Dead,
+    Disposition,
+    Message,
+    Queue,
+    QueueError,
+    Retry,
+)
 from worker.relay import Relay
 
 _TICK = 0.5
@@ -65,23 +78,27 @@ class Service:
         pipeline: Pipeline,
         relay: Relay,
         ledger: Ledger,
+        housekeeping: Housekeeping | None,
         settings: ServiceSettings,
         retry: RetryPolicy,
         random: Callable[[], float],
         metrics: Metrics,
         health: Health,
     ) -> None:
-        """Takes connected parts; whoever made them closes them after `run`."""
+        """Takes connected parts; whoever made them closes them after `run`. Without `housekeeping` nothing is swept."""
         self._queue = queue
         self._pipeline = pipeline
         self._relay = relay
         self._ledger = ledger
+        self._housekeeping = housekeeping
         self._settings = settings
         self._retry = retry
         self._random = random
         self._metrics = metrics
         self._health = health
         self._leases = LeaseKeeper(queue, metrics)
+        self._attempts = AttemptLog(ledger, queue.name, retry.max_attempts)
+        self._gate = IntakeGate(ledger, health, random, self._attempts.pay_owed)
         self._stopping = asyncio.Event()
         self._in_work: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
@@ -103,7 +120,11 @@ class Service:
             asyncio.create_task(self._leases.run(), name="leases"),
             asyncio.create_task(self._tick(), name="health"),
             asyncio.create_task(self._refresh_gauges(), name="gauges"),
+            asyncio.create_task(self._gate.run(), name="intake-gate"),
+            asyncio.create_task(self._ledger.watch(self._relay.wake), name="outbox-watch"),
         ]
+        if self._housekeeping is not None and not until_idle:
+            background.append(asyncio.create_task(self._housekeeping.run(), name="housekeeping"))
         intake = asyncio.create_task(self._take(until_idle=until_idle), name="intake")
         stop = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
@@ -124,18 +145,23 @@ class Service:
         """Receive while there is room."""
         while not self._stopping.is_set():
             room = await self._room()
+            # In this order: what frees the room may be what closes the gate.
+            await self._gate.passed()
             wait = _SHORT_POLL if until_idle else _LONGEST_POLL
             try:
                 messages = await self._receive(room, wait)
                 if until_idle and not messages and await self._is_idle():
                     return
-            except (QueueError, LedgerError) as exc:
+            except LedgerError as exc:
+                self._gate.close(str(exc))
+                continue
+            except QueueError as exc:
                 self._health.received()
-                self._health.queue_reachable = not isinstance(exc, QueueError)
-                self._log.warning("cannot receive", error=str(exc))
+                self._health.queue_reachable = False
+                self._log.warning("cannot receive", kind=type(exc).__name__, error=str(exc))
                 await _within(_PAUSE_AFTER_QUEUE_ERROR, self._stopping.wait())
                 continue
-            self._start(messages)
+            await self._start(messages)
             if until_idle and not messages:
                 await _within(_IDLE_PAUSE, self._stopping.wait())
 
@@ -146,6 +172,8 @@ class Service:
         self._metrics.messages_received.labels(queue=self._queue.name).inc(len(messages))
         now = time.time()
         for message in messages:
+            if REDRIVES_ATTRIBUTE in message.attributes:
+                self._metrics.messages_redriven.labels(queue=self._queue.name).inc()
             if message.sent_at is not None:
                 self._metrics.message_queue_age_seconds.observe(max(0.0, now - message.sent_at))
         return messages
@@ -159,8 +187,8 @@ class Service:
         self._health.busy = False
         return room
 
-    def _start(self, messages: Sequence[Message]) -> None:
-        for delivery in self._leases.hold(messages):
+    async def _start(self, messages: Sequence[Message]) -> None:
+        for delivery in await self._leases.hold(messages):
             task = asyncio.create_task(self._handle(delivery), name=f"message-{delivery.message.id}")
             self._in_work.add(task)
             task.add_done_callback(self._finished)
@@ -206,23 +234,38 @@ class Service:
             self._log.warning("the lease had passed; the message comes back", outcome=outcome)
 
     async def _disposition(self, delivery: Delivery) -> Disposition:
+        message = delivery.message
+        earlier: Sequence[Attempt] = ()
         try:
-            return await self._pipeline.process(delivery)
+            earlier = await self._attempts.earlier(message)
+            async with self._attempts.trying(message, earlier):
+                return await self._pipeline.process(delivery)
         except LeaseLost:
+            await self._attempts.withdraw(message)
             raise
         except Exception as exc:  # noqa: BLE001 - decide() is where every failure ends
-            message = delivery.message
-            if isinstance(exc, IntegrityError):
-                self._metrics.integrity_failures.inc()
-            disposition = decide(exc, message.receive_count, self._retry, self._random)
-            self._log.warning(
-                "message failed",
-                attempt=message.receive_count,
-                error=str(exc),
-                fate=str(disposition),
-                exc_info=exc if _unforeseen(exc) else None,
-            )
-            return disposition
+            failure = Failure.of(exc, time.time())
+        return await self._fate(message, failure, earlier)
+
+    async def _fate(self, message: Message, failure: Failure, earlier: Sequence[Attempt]) -> Disposition:
+        """Decide and note it, in this order: what is dead is told with the log it has."""
+        error = failure.error
+        if isinstance(error, IntegrityError):
+            self._metrics.integrity_failures.inc()
+        disposition = decide(failure, earlier, message.receive_count, self._retry, self._random)
+        self._log.warning(
+            "message failed",
+            attempt=len(earlier) + 1,
+            error=str(error),
+            fate=_shown(disposition),
+            exc_info=error if _unforeseen(error) else None,
+        )
+        if failure.counts:
+            await self._attempts.failed(message, failure)
+        else:
+            self._gate.close(str(error))
+            await self._attempts.withdraw(message)
+        return disposition
 
     def _count(self, disposition: Disposition, outcome: str) -> None:
         self._metrics.messages_settled.labels(queue=self._queue.name, outcome=outcome).inc()
@@ -231,6 +274,7 @@ class Service:
         if isinstance(disposition, Ack):
             self.progress.acked += 1
         elif isinstance(disposition, Dead):
+            self._metrics.dead_letters.labels(queue=self._queue.name, reason=disposition.reason).inc()
             self.progress.dead += 1
         else:
             self.progress.retried += 1
@@ -253,6 +297,8 @@ class Service:
         # One allowance for everything that is still to be said.
         deadline = max(deadline, loop.time() + _LAST_WORDS)
         self._relay.stop()
+        if self._in_work:
+            self._log.info("given back", messages=len(self._in_work))
         for task in self._in_work:
             task.cancel()
         if self._in_work:
@@ -284,7 +330,7 @@ class Service:
             try:
                 self._metrics.refresh(await self._ledger.summary())
             except LedgerError as exc:
-                self._log.warning("gauges not refreshed", error=str(exc))
+                self._gate.close(str(exc))
             await asyncio.sleep(_GAUGES_EVERY)
 
 
@@ -296,6 +342,11 @@ async def _within(seconds: float, waiting: Coroutine[Any, Any, Any]) -> None:
 async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
+
+
+def _shown(disposition: Disposition) -> str:
+    """For a log line, which needs no attempt log."""
+    return f"dead: {disposition.reason}" if isinstance(disposition, Dead) else str(disposition)
 
 
 def _unforeseen(error: Exception) -> bool:

@@ -37,6 +37,7 @@ from worker.settings_reference import json_schema
 from worker.settings_schema import (
     HOME_DEFAULTS,
     AdminSettings,
+    HousekeepingSettings,
     LedgerSettings,
     LogSettings,
     PublisherSettings,
@@ -111,10 +112,13 @@ class _Builder:
         _check_overlaps(self._draft, staging, targets)
         worker = self._plain(WorkerSettings, "worker")
         relay = self._plain(RelaySettings, "relay")
+        housekeeping = self._plain(HousekeepingSettings, "housekeeping")
         admin = self._plain(AdminSettings, "admin")
         logs = self._plain(LogSettings, "logs")
         ledger, route = self._ledger(), self._route()
-        if not (queue and publisher and worker and relay and admin and logs and ledger and route):
+        if not (
+            queue and publisher and worker and relay and housekeeping and admin and logs and ledger and route
+        ):
             return None
         return Settings(
             home=self._home,
@@ -126,6 +130,7 @@ class _Builder:
             publisher=publisher,
             worker=worker,
             relay=relay,
+            housekeeping=housekeeping,
             admin=admin,
             logs=logs,
         )
@@ -136,8 +141,8 @@ class _Builder:
 
     def _ledger(self) -> LedgerSettings | None:
         ledger = self._plain(LedgerSettings, "ledger", url=sqlite_url(self._home / "ledger.db"))
-        if ledger is None:
-            return None
+        if ledger is None or ledger.path is None:
+            return ledger
         path = _absolute(ledger.path, self._draft.base, self._environ)
         return ledger.model_copy(update={"url": sqlite_url(path)})
 

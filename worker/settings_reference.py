@@ -17,6 +17,7 @@ from worker.queues.registry import QUEUES
 from worker.settings_schema import (
     HOME_DEFAULTS,
     AdminSettings,
+    HousekeepingSettings,
     LedgerSettings,
     LogSettings,
     PublisherSettings,
@@ -45,6 +46,7 @@ _PLAIN: Final[Mapping[str, type[BaseModel]]] = MappingProxyType(
         "ledger": LedgerSettings,
         "worker": WorkerSettings,
         "relay": RelaySettings,
+        "housekeeping": HousekeepingSettings,
         "admin": AdminSettings,
         "logs": LogSettings,
     }

@@ -19,10 +19,10 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL
 
 from backends.base import BackendOptions
+from worker.ledger.urls import ledger_url
 from worker.publishers.base import PublisherOptions
 from worker.queues.base import QueueOptions
 from worker.redaction import HIDDEN, is_secret_name, redact
@@ -66,17 +66,8 @@ def _loopback(value: str) -> str:
     return value
 
 
-def _sqlite_file(value: str) -> str:
-    try:
-        url = make_url(value)
-    except (ArgumentError, ValueError) as exc:
-        raise ValueError("not a database URL; give sqlite:///path/to/ledger.db") from exc
-    if url.drivername != "sqlite":
-        raise ValueError(
-            f"the ledger cannot be {url.drivername!r} in this version; give sqlite:///path/to/ledger.db"
-        )
-    if url.host or url.query or not url.database or ":memory:" in url.database or url.database.endswith("/"):
-        raise ValueError("the ledger is one file and has no parameters; give sqlite:///path/to/ledger.db")
+def _ledger_url(value: str) -> str:
+    ledger_url(value)
     return value
 
 
@@ -115,6 +106,16 @@ class StagingSettings(Section):
     name: Name
     backend: str = Field(default="file", description="The storage adapter.")
     prefix: Prefix = Field(default="", description="Only what lies under it counts as staged.")
+    delete_published: bool = Field(
+        default=False,
+        description="Whether payloads are deleted once their bundle is published. Not for payloads that several bundles name.",
+    )
+    delete_after: float = Field(
+        default=0.0,
+        ge=0,
+        le=1_209_600,
+        description="Seconds they stay after that; where several sources delete, the longest of them counts for all.",
+    )
     options: SerializeAsAny[BackendOptions]
 
 
@@ -140,14 +141,27 @@ class RouteSettings(Section):
 class LedgerSettings(Section):
     """The database of resources, bundles and pending completions."""
 
-    url: Annotated[str, AfterValidator(_sqlite_file)] = Field(
-        description="`sqlite:///` and the file's path; default: `ledger.db` in `home`."
+    url: Annotated[str, AfterValidator(_ledger_url)] = Field(
+        repr=False,
+        description="`sqlite:///` and the file's path, or `postgresql://user:password@host:5432/database`, with parameters as "
+        "libpq has them (`?sslmode=verify-full&sslrootcert=…`); default: the file `ledger.db` in `home`.",
+    )
+    pooler: bool = Field(
+        default=False,
+        description="Whether a PostgreSQL URL leads to PgBouncer, or another pooler that gives each transaction another "
+        "connection. Statements then take two round trips instead of one, and nobody is notified.",
+    )
+    listen: bool = Field(
+        default=True,
+        description="Whether one connection to PostgreSQL waits for notifications, so that a completion that another process "
+        "recorded leaves at once; otherwise it leaves with the next poll (`relay.poll_interval`).",
     )
 
     @property
-    def path(self) -> Path:
-        """The database file."""
-        return Path(make_url(self.url).database or "")
+    def path(self) -> Path | None:
+        """The database file; None when the database is on a server."""
+        url = ledger_url(self.url)
+        return Path(url.database or "") if url.drivername == "sqlite" else None
 
 
 class _Backoff(Section):
@@ -165,11 +179,10 @@ class WorkerSettings(_Backoff):
     """How messages are worked on."""
 
     concurrency: int = Field(default=64, ge=1, le=1024, description="Messages in work at once.")
-    large_transfers: int = Field(
-        default=4,
-        ge=1,
-        le=1024,
-        description="Payloads over 1 MiB, or of unknown size, transferred at once; bounds the memory.",
+    transfer_memory: int = Field(
+        default=201_326_592,
+        ge=8_388_608,
+        description="Bytes all transfers may hold in memory together; an eighth is kept for payloads of up to 1 MiB.",
     )
     max_attempts: int = Field(
         default=5, ge=1, le=1000, description="Times a message is tried before it becomes a dead letter."
@@ -206,6 +219,38 @@ class RelaySettings(_Backoff):
     )
 
 
+class HousekeepingSettings(Section):
+    """What is removed in the background."""
+
+    enabled: bool = Field(default=True, description="Whether `transload run` does it.")
+    interval: float = Field(
+        default=600.0,
+        ge=1,
+        le=86_400,
+        description="Seconds between two rounds, on average: half of it more or less, so that workers do not keep step.",
+    )
+    batch: int = Field(
+        default=200, ge=1, le=10_000, description="Bundles, or other rows, in one transaction."
+    )
+    keep_published: float | None = Field(
+        default=None,
+        ge=1_296_000,
+        description="Seconds a published bundle stays in the ledger; default: for ever. At least 15 days, longer than SQS keeps a "
+        "message: a duplicate, or a dead letter given back, that arrives after its bundle was forgotten begins it anew.",
+    )
+    keep_attempts: float = Field(
+        default=2_592_000.0,
+        ge=1_296_000,
+        description="Seconds the notes of failed tries at a message stay, by which its attempts are counted.",
+    )
+    sweep_after: float = Field(
+        default=86_400.0,
+        ge=3600,
+        description="Seconds after which an unfinished write counts as that of a killed process and its temporary file or "
+        "multipart upload is removed; longer than any write takes. Looked for once in that time.",
+    )
+
+
 class AdminSettings(Section):
     """The HTTP endpoint with `/metrics`, `/livez` and `/readyz`."""
 
@@ -239,6 +284,7 @@ class Settings(Section):
     publisher: PublisherSettings
     worker: WorkerSettings
     relay: RelaySettings
+    housekeeping: HousekeepingSettings
     admin: AdminSettings
     logs: LogSettings
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
+from backends.failpoints import failpoint
+
 Result = TypeVar("Result")
 
 OLDEST = (3, 35)
@@ -110,6 +112,15 @@ class Database:
             raise DatabaseFailing(f"{self._path} is closed")
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._transact, work, durable)
 
+    async def read(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Run `work`, which changes nothing, over one snapshot of the file; it waits for no other process's write.
+
+        Raises a `DatabaseError`.
+        """
+        if self._closed:
+            raise DatabaseFailing(f"{self._path} is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._look, work)
+
     async def aclose(self) -> None:
         """Finish what is under way, close the file and end the thread. Calling it twice is harmless."""
         if self._closed:
@@ -120,6 +131,17 @@ class Database:
         # A cancelled caller must not take the close out of the executor's queue.
         await asyncio.shield(asyncio.wrap_future(closing))
 
+    def _look(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        try:
+            self._connection.execute("BEGIN")
+            try:
+                return work(self._connection)
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+        except (sqlite3.Error, OSError) as exc:
+            raise _translate(exc, self._path) from exc
+
     def _transact(self, work: Callable[[sqlite3.Connection], Result], durable: bool) -> Result:
         try:
             if durable is not self._durable:
@@ -127,14 +149,16 @@ class Database:
                 self._durable = durable
             self._connection.execute("BEGIN IMMEDIATE")
             return _finish(self._connection, work)
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, OSError) as exc:
             raise _translate(exc, self._path) from exc
 
 
 def _finish(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], Result]) -> Result:
     try:
         result = work(connection)
+        failpoint("sqlite.commit.before")
         connection.execute("COMMIT")
+        failpoint("sqlite.commit.after")
     except BaseException:
         # Some errors have rolled back already; one while rolling back must not hide the first.
         with suppress(sqlite3.Error):
@@ -174,7 +198,9 @@ def _connect(path: Path, schema: Schema, busy_timeout: float) -> sqlite3.Connect
     # Only a file that is not there yet is touched here: closing a descriptor of one that is in use would drop the
     # locks of this process's other connections (https://www.sqlite.org/howtocorrupt.html, 2.2).
     with suppress(FileExistsError):
+        failpoint("sqlite.create.before")
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        failpoint("sqlite.create.after")
     connection = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")

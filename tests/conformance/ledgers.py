@@ -11,6 +11,7 @@ import itertools
 import json
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 from sqlalchemy import Connection, insert, select
 
 from handlers.plan import BundleTarget
+from worker.attempts import CRASHED
 from worker.ledger.base import (
     Close,
     Entry,
@@ -27,6 +29,7 @@ from worker.ledger.base import (
     LedgerError,
     OutboxRow,
     Recorded,
+    Retired,
     StoredObject,
     StoredResource,
     Summary,
@@ -101,10 +104,12 @@ class Database:
 
     url: str
     closing: contextlib.AsyncExitStack
+    pooler: bool = False
+    """The URL leads to a pooler."""
 
     def open(self) -> SqlLedger:
         """Another ledger on the same database, as another process would have it."""
-        ledger = SqlLedger(open_database(self.url))
+        ledger = SqlLedger(open_database(self.url, pooler=self.pooler))
         self.closing.push_async_callback(ledger.aclose)
         return ledger
 
@@ -131,9 +136,13 @@ class Database:
                 ],
             )
 
-        database = open_database(self.url)
+        database = open_database(self.url, pooler=self.pooler)
         await database.write(fill)
         await database.aclose()
+
+    async def child(self, work: str, number: int = 0) -> asyncio.subprocess.Process:
+        """Another process on the same database."""
+        return await child(work, self.url, str(number), *(["pooler"] if self.pooler else []))
 
 
 async def record_all(ledger: Ledger, entries: Sequence[Entry]) -> list[Recorded]:
@@ -150,6 +159,23 @@ async def claimed(ledger: Ledger, bid: str, lease: float = HOUR) -> OutboxRow:
     (row,) = await ledger.claim(10, lease)
     assert row.bid == bid
     return row
+
+
+async def publish(ledger: Ledger, *bids: str, resources: int = 1) -> None:
+    """Bundles whose completion is out, published one after the other."""
+    for bid in bids:
+        await record_all(ledger, [entry(bid, number, count=resources) for number in range(resources)])
+        await ledger.mark_published([await claimed(ledger, bid)])
+        await past_publication(ledger, bid)
+
+
+async def past_publication(ledger: Ledger, bid: str) -> None:
+    """Until the clock has gone on, so that what is published next is younger."""
+    bundle = await ledger.bundle(bid)
+    assert bundle is not None
+    assert bundle.published_at is not None
+    while time.time() * 1000 < bundle.published_at + 1:  # noqa: ASYNC110 - nobody tells of the time
+        await asyncio.sleep(0.0005)
 
 
 async def listed(ledger: Ledger, bid: str) -> list[StoredResource]:
@@ -496,7 +522,7 @@ class LedgerConformance:
     # Crashes, cancellation, bad neighbours.
 
     async def test_cases_8_and_43_what_was_reported_survives_a_kill(self, database: Database) -> None:
-        process = await child("burst", database.url)
+        process = await database.child("burst")
         assert process.stdout is not None
         reported = [await process.stdout.readline() for _ in range(300)]
         process.send_signal(signal.SIGKILL)
@@ -513,7 +539,7 @@ class LedgerConformance:
         assert {row.bid for row in await ledger.claim(100_000, HOUR)} == complete
 
     async def test_case_51_eight_writers_in_four_processes_lose_no_commit(self, database: Database) -> None:
-        processes = [await child("write", database.url, str(number)) for number in range(4)]
+        processes = [await database.child("write", number) for number in range(4)]
         outputs = [(await process.communicate())[0] for process in processes]
         assert [process.returncode for process in processes] == [0] * 4
         assert sum(int(output) for output in outputs) == WRITTEN_BUNDLES
@@ -552,7 +578,11 @@ class LedgerConformance:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        assert await ledger.mark_published([await claimed(ledger, "b")]) == 1
+        # A cancelled claim goes on to its end, and hides its row from others until then.
+        rows: Sequence[OutboxRow] = []
+        while not rows:
+            rows = await ledger.claim(10, HOUR)
+        assert await ledger.mark_published(rows) == 1
 
     async def test_an_entry_the_database_refuses_fails_alone(self, ledger: Ledger) -> None:
         entries = [entry("a", count=1), refused("bad"), entry("c", count=1)]
@@ -627,6 +657,249 @@ class LedgerConformance:
         assert summary.oldest_pending_age is not None
         assert 0 <= summary.oldest_pending_age <= summary.oldest_incomplete_age < 60
 
+    # Tries at messages.
+
+    async def test_a_message_nobody_tried_has_no_attempts(self, ledger: Ledger) -> None:
+        assert await ledger.attempts("q", "m") == []
+
+    async def test_case_18_a_try_that_never_ended_crashed(self, database: Database) -> None:
+        await database.open().begin("q", "m")
+        (crashed,) = await database.open().attempts("q", "m")
+        assert (crashed.error, crashed.outage) == (CRASHED, False)
+        assert abs(crashed.at - time.time()) < 60
+
+    async def test_case_28_tries_are_told_in_their_order(self, ledger: Ledger) -> None:
+        await ledger.begin("q", "m")
+        await ledger.failed("q", "m", "Unavailable", "no answer", outage=True)
+        await ledger.begin("q", "m")
+        await ledger.begin("q", "m")
+        await ledger.failed("q", "m", "Refused", "é😀")
+        told = [(each.error, each.detail, each.outage) for each in await ledger.attempts("q", "m")]
+        assert told[0] == ("Unavailable", "no answer", True)
+        assert told[1][0] == CRASHED
+        assert told[2] == ("Refused", "é😀", False)
+
+    async def test_a_failure_whose_beginning_was_not_noted_counts(self, ledger: Ledger) -> None:
+        for number in range(3):
+            await ledger.failed("q", "m", "Refused", str(number))
+        assert [each.detail for each in await ledger.attempts("q", "m")] == ["0", "1", "2"]
+
+    async def test_a_long_story_is_cut(self, ledger: Ledger) -> None:
+        await ledger.failed("q", "m", "Refused", "x" * 1_000_000)
+        (attempt,) = await ledger.attempts("q", "m")
+        assert 0 < len(attempt.detail) < 10_000
+
+    async def test_a_try_that_is_withdrawn_is_forgotten(self, ledger: Ledger) -> None:
+        await ledger.withdraw("q", "m")
+        await ledger.failed("q", "m", "Refused", "first")
+        await ledger.withdraw("q", "m")
+        assert len(await ledger.attempts("q", "m")) == 1, "what has ended stays"
+        await ledger.begin("q", "m")
+        await ledger.withdraw("q", "m")
+        assert [each.detail for each in await ledger.attempts("q", "m")] == ["first"]
+
+    async def test_tries_belong_to_one_message_of_one_queue(self, ledger: Ledger) -> None:
+        await ledger.begin("q", "m")
+        await ledger.failed("q", "n", "Refused", "of n")
+        await ledger.failed("other", "m", "Refused", "of the other queue")
+        await ledger.withdraw("q", "n")
+        await ledger.withdraw("other", "m")
+        assert [each.error for each in await ledger.attempts("q", "m")] == [CRASHED]
+        assert [each.detail for each in await ledger.attempts("q", "n")] == ["of n"]
+        assert [each.detail for each in await ledger.attempts("other", "m")] == ["of the other queue"]
+
+    async def test_many_tries_begin_at_once(self, database: Database) -> None:
+        ledgers = [database.open(), database.open()]
+        await together([each.begin("q", f"m{n}-{at}") for n in range(100) for at, each in enumerate(ledgers)])
+        await together([ledgers[0].begin("q", "m") for _ in range(3)])
+        for number in range(100):
+            assert len(await ledgers[0].attempts("q", f"m{number}-{number % 2}")) == 1
+        assert 1 <= len(await ledgers[0].attempts("q", "m")) <= 3
+
+    async def test_old_notes_are_forgotten_a_few_at_a_time(self, ledger: Ledger) -> None:
+        for number in range(5):
+            await ledger.failed("q", f"m{number}", "Refused", "")
+        assert await ledger.forget_attempts(HOUR, 100) == 0
+        assert await ledger.forget_attempts(0, 2) == 2
+        assert await ledger.attempts("q", "m0") == await ledger.attempts("q", "m1") == []
+        assert len(await ledger.attempts("q", "m2")) == 1
+        assert [await ledger.forget_attempts(0, 2) for _ in range(3)] == [2, 1, 0]
+
+    # What a person does.
+
+    async def test_the_outbox_is_listed_the_oldest_first(self, database: Database, ledger: Ledger) -> None:
+        await record_all(ledger, [entry(bid, count=1) for bid in ("published", "parked")])
+        for row in await ledger.claim(10, HOUR):
+            if row.bid == "parked":
+                await ledger.park(row, "refused: é")
+            else:
+                await ledger.mark_published([row])
+        await database.fill_outbox([("second", 2_000_000), ("first", 1_000_000)])
+        assert [row.bid for row in await ledger.outbox("pending")] == ["first", "second"]
+        (published,) = await ledger.outbox("published")
+        (parked,) = await ledger.outbox("parked")
+        assert {row.bid for row in await ledger.outbox()} == {"published", "parked", "first", "second"}
+        assert len(await ledger.outbox(limit=3)) == 3
+        assert (published.event_id, published.recipe_id) == (event_id("published"), "recipe")
+        assert published.published_at is not None
+        assert published.published_at >= published.completed_at
+        assert (parked.state, parked.attempts, parked.replays) == ("parked", 1, 0)
+        assert (parked.error, parked.published_at) == ("refused: é", None)
+
+    async def test_parked_rows_are_due_again_on_request(self, ledger: Ledger) -> None:
+        await record_all(ledger, [entry(bid, count=1) for bid in ("a", "b", "c", "d")])
+        rows = {row.bid: row for row in await ledger.claim(10, HOUR)}
+        for bid in ("a", "b", "c"):
+            assert await ledger.park(rows[bid], "refused")
+        assert await ledger.retry_parked([event_id("a"), event_id("d"), "no such"]) == 1
+        again = await claimed(ledger, "a")
+        assert (again.attempts, again.body) == (1, rows["a"].body)
+        assert await ledger.mark_published([rows["a"]]) == 0, "an earlier claim is stale"
+        assert await ledger.retry_parked([]) == 0
+        assert await ledger.retry_parked() == 2
+        assert {row.bid for row in await ledger.claim(10, HOUR)} == {"b", "c"}
+        assert await ledger.retry_parked() == 0
+        assert all(row.error is None for row in await ledger.outbox())
+
+    async def test_a_replay_announces_the_same_bytes_once_more(self, ledger: Ledger) -> None:
+        await publish(ledger, "b")
+        before = (await ledger.outbox())[0]
+        assert await ledger.replay("b") == "published"
+        bundle = await ledger.bundle("b")
+        assert bundle is not None
+        assert bundle.state == "published"
+        (due,) = await ledger.outbox("pending")
+        assert (due.replays, due.attempts) == (1, 0)
+        assert await ledger.replay("b") == "pending", "it is under way"
+        row = await claimed(ledger, "b")
+        assert (row.event_id, row.completed_at) == (before.event_id, before.completed_at)
+        assert json.loads(row.body)["bundle_id"] == "b"
+        await ledger.mark_published([row])
+        assert await ledger.replay("b") == "published"
+        again = await claimed(ledger, "b")
+        assert (again.body, again.event_id) == (row.body, row.event_id)
+        assert (await ledger.outbox())[0].replays == 2
+
+    async def test_a_replay_makes_earlier_claims_stale(self, ledger: Ledger) -> None:
+        await ledger.record(entry("b", count=1))
+        first = await claimed(ledger, "b")
+        await ledger.mark_published([first])
+        await ledger.replay("b")
+        assert await ledger.mark_published([first]) == 0
+        assert not await ledger.park(first, "late")
+        assert await ledger.pending() == 1
+
+    async def test_what_is_not_published_is_not_replayed(self, ledger: Ledger) -> None:
+        await record_all(ledger, [entry("open"), entry("parked", count=1)])
+        await ledger.park(await claimed(ledger, "parked"), "refused")
+        await ledger.record(entry("pending", count=1))
+        assert [await ledger.replay(bid) for bid in ("none", "open", "pending", "parked")] == [
+            None,
+            None,
+            "pending",
+            "parked",
+        ]
+        (parked,) = await ledger.outbox("parked")
+        assert (parked.bid, parked.error, parked.replays) == ("parked", "refused", 0)
+
+    async def test_a_ledger_that_takes_writes_says_so(self, database: Database) -> None:
+        await together([database.open().probe() for _ in range(4)])
+        assert await database.open().summary() == Summary(
+            {"open": 0, "complete": 0, "published": 0}, 0, 0, 0, None, None
+        )
+
+    # What is forgotten.
+
+    async def test_published_bundles_are_staged_until_they_are_marked(self, ledger: Ledger) -> None:
+        await publish(ledger, "a", "b", "c")
+        await record_all(ledger, [entry("due", count=1), entry("open")])
+        assert await ledger.staged(HOUR, 10) == []
+        assert await ledger.staged(0, 10) == ["a", "b", "c"]
+        assert await ledger.staged(0, 2) == ["a", "b"], "the oldest first"
+        await ledger.mark_unstaged({"a": 1, "c": 1})
+        assert await ledger.staged(0, 10) == ["b"]
+        await ledger.mark_unstaged({})
+        await ledger.mark_unstaged({"b": 1, "none such": 0})
+        assert await ledger.staged(0, 10) == []
+
+    async def test_case_79_a_late_resource_makes_its_bundle_staged_again(self, ledger: Ledger) -> None:
+        await publish(ledger, "b")
+        await ledger.mark_unstaged({"b": 0})
+        assert await ledger.staged(0, 10) == ["b"], "it has a resource nobody has seen"
+        await ledger.mark_unstaged({"b": 1})
+        assert await ledger.record(entry("b", 0, count=1)) == NOTHING
+        assert await ledger.staged(0, 10) == [], "a duplicate stages nothing"
+        assert await ledger.record(entry("b", 1)) == Recorded(late=True)
+        assert await ledger.staged(0, 10) == ["b"]
+
+    async def test_case_13_a_bundle_is_forgotten_whole(self, ledger: Ledger) -> None:
+        await publish(ledger, "a", "b", resources=3)
+        await ledger.record(entry("a", 3))
+        assert await ledger.retire(HOUR, 10) == Retired()
+        assert await ledger.retire(0, 1) == Retired(bundles=1, resources=4, messages=4)
+        assert await ledger.bundle("a") is None
+        assert await listed(ledger, "a") == []
+        assert await ledger.find("a/0") is None
+        assert await ledger.replay("a") is None
+        assert [row.bid for row in await ledger.outbox()] == ["b"]
+        assert len(await listed(ledger, "b")) == 3
+        await consistent(ledger, "b")
+        assert await ledger.retire(0, 10) == Retired(bundles=1, resources=3, messages=3)
+        assert await ledger.retire(0, 10) == Retired()
+
+    async def test_case_13_nothing_unsent_is_ever_forgotten(self, ledger: Ledger) -> None:
+        await publish(ledger, "replayed", "replayed and parked", "gone")
+        for bid in ("replayed", "replayed and parked"):
+            await ledger.replay(bid)
+        await record_all(ledger, [entry("open"), entry("pending", count=1), entry("parked", count=1)])
+        for row in await ledger.claim(10, HOUR):
+            if "parked" in row.bid:
+                await ledger.park(row, "refused")
+        kept = {"replayed", "replayed and parked", "open", "pending", "parked"}
+        assert (await ledger.retire(0, 100)).bundles == 1
+        assert {bundle.bid for bundle in await ledger.bundles()} == kept
+        assert {row.bid for row in await ledger.outbox()} == kept - {"open"}
+        for bid in kept:
+            assert await ledger.find(f"{bid}/0") == "fingerprint-0"
+            assert await listed(ledger, bid) == [entry(bid).resource]
+
+    async def test_a_forgotten_bundle_begins_anew(self, ledger: Ledger) -> None:
+        await publish(ledger, "b")
+        await ledger.retire(0, 10)
+        assert await ledger.record(entry("b", count=1)) == Recorded(completed=True)
+        assert (await claimed(ledger, "b")).event_id == event_id("b")
+
+    async def test_case_13_two_workers_forget_each_bundle_once(self, database: Database) -> None:
+        ledgers = [database.open(), database.open()]
+        await publish(ledgers[0], *(f"b{number}" for number in range(40)))
+        retired = await together([ledgers[turn % 2].retire(0, 10) for turn in range(6)])
+        left = len(await ledgers[0].bundles())
+        assert sum(each.bundles for each in retired) == 40 - left
+        while (await ledgers[1].retire(0, 10)).bundles:
+            pass
+        assert await ledgers[0].bundles() == []
+        assert await ledgers[0].outbox() == []
+
+    async def test_case_13_a_late_resource_beside_the_sweep_is_whole(self, database: Database) -> None:
+        """It is forgotten with its bundle, keeps the bundle from being forgotten now, or begins it anew."""
+        ledgers = [database.open(), database.open()]
+        for number in range(10):
+            bid = f"b{number}"
+            await publish(ledgers[0], bid)
+            late, retired = await asyncio.gather(
+                ledgers[1].record(entry(bid, 1)), ledgers[0].retire(0, 10), return_exceptions=True
+            )
+            assert isinstance(retired, Retired)
+            if isinstance(late, LedgerError):
+                assert late.retryable, "it met the sweep midway"
+                late = await ledgers[1].record(entry(bid, 1))
+            bundle = await ledgers[0].bundle(bid)
+            state = bundle.state if bundle else None
+            assert state in ({None, "published"} if late == Recorded(late=True) else {"open"})
+            whole = {None: 0, "published": 2, "open": 1}
+            assert len(await listed(ledgers[0], bid)) == whole[state]
+            assert (await ledgers[0].find(f"{bid}/1") is None) is (state is None)
+
 
 WRITTEN_BUNDLES = 40
 
@@ -656,10 +929,10 @@ async def _write(ledgers: Sequence[Ledger], first: int) -> int:
     return sum(outcome.completed for outcome in outcomes)
 
 
-async def _child(work: str, url: str, number: str = "0") -> None:
-    database = open_database(url)
+async def _child(work: str, url: str, number: str = "0", pooler: str = "") -> None:
+    database = open_database(url, pooler=bool(pooler))
     await migrate(database)
-    ledgers = [SqlLedger(database), SqlLedger(open_database(url))]
+    ledgers = [SqlLedger(database), SqlLedger(open_database(url, pooler=bool(pooler)))]
     if work == "burst":
         await _burst(ledgers[0])
     else:

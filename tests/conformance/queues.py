@@ -1,14 +1,20 @@
 """What every queue adapter promises. tests/conformance/test_queues.py runs it for each of them."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from worker.attempts import Attempt
 from worker.queues.base import (
+    ATTEMPTS_ATTRIBUTE,
+    ATTEMPTS_SHOWN,
     DETAIL_ATTRIBUTE,
+    ERROR_ATTRIBUTE,
+    FIRST_TIME_ATTRIBUTE,
     REASON_ATTRIBUTE,
     RECEIVE_COUNT_ATTRIBUTE,
     SOURCE_ATTRIBUTE,
@@ -160,9 +166,17 @@ class QueueConformance:
         assert second.body == b"later"
 
     async def test_case_28_a_dead_letter_tells_its_story(self, queue: Queue) -> None:
-        await queue.send([OutgoingMessage(b'{"broken": ', {"origin": "fetcher"})])
+        began = datetime(2026, 2, 3, 4, 5, 6, 7000, tzinfo=UTC)
+        tries = [
+            Attempt((began + timedelta(minutes=n)).timestamp(), "Unavailable", f"no answer {n}")
+            for n in range(30)
+        ]
+        tries[-1] = replace(tries[-1], error="IntegrityError", detail="page.html: ends too early")
+        own = {"origin": "fetcher", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+        await queue.send([OutgoingMessage(b'{"broken": ', own)])
         (message,) = await take(queue)
-        assert await queue.settle(message, Dead("malformed", "line 1: ends too early")) is True
+        dead = Dead("too_many_attempts", "page.html: ends too early", "IntegrityError", tries)
+        assert await queue.settle(message, dead) is True
         await until(lambda: empty(queue))
         letters = await queue.open_dead_letters()
         try:
@@ -172,14 +186,42 @@ class QueueConformance:
             when = datetime.fromisoformat(attributes.pop(TIME_ATTRIBUTE))
             assert when.utcoffset() is not None
             assert abs((datetime.now().astimezone() - when).total_seconds()) < 60
-            assert attributes == {
-                "origin": "fetcher",
-                REASON_ATTRIBUTE: "malformed",
-                DETAIL_ATTRIBUTE: "line 1: ends too early",
+            log = json.loads(attributes.pop(ATTEMPTS_ATTRIBUTE))
+            assert [line["detail"] for line in log] == [
+                each.detail for each in (tries[0], *tries[1 - ATTEMPTS_SHOWN :])
+            ]
+            assert log[-1] == {
+                "at": "2026-02-03T04:34:06.007+00:00",
+                "error": "IntegrityError",
+                "detail": "page.html: ends too early",
+            }
+            assert attributes == own | {
+                REASON_ATTRIBUTE: "too_many_attempts",
+                ERROR_ATTRIBUTE: "IntegrityError",
+                DETAIL_ATTRIBUTE: "page.html: ends too early",
+                FIRST_TIME_ATTRIBUTE: "2026-02-03T04:05:06.007+00:00",
                 SOURCE_ATTRIBUTE: queue.name,
                 RECEIVE_COUNT_ATTRIBUTE: "1",
             }
             assert await letters.settle(letter, Ack()) is True
+        finally:
+            await letters.aclose()
+
+    async def test_case_28_a_message_dead_at_the_first_look_says_so(self, queue: Queue) -> None:
+        await queue.send(outgoing(b"no json"))
+        (message,) = await take(queue)
+        assert await queue.settle(message, Dead("malformed", "line 1")) is True
+        letters = await queue.open_dead_letters()
+        try:
+            (letter,) = await take(letters)
+            attributes = dict(letter.attributes)
+            assert attributes.pop(TIME_ATTRIBUTE) == attributes.pop(FIRST_TIME_ATTRIBUTE)
+            assert attributes == {
+                REASON_ATTRIBUTE: "malformed",
+                DETAIL_ATTRIBUTE: "line 1",
+                SOURCE_ATTRIBUTE: queue.name,
+                RECEIVE_COUNT_ATTRIBUTE: "1",
+            }
         finally:
             await letters.aclose()
 

@@ -1,5 +1,6 @@
 """Runs the suite for every storage backend that is registered."""
 
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 
 from backends.base import StorageBackend
 from backends.file import FileBackend, FileOptions
+from backends.file_transfer import Upload
 from backends.measured import MeasuredBackend
 from backends.memory import MemoryBackend, MemoryOptions
 from backends.registry import BACKENDS
+from backends.s3 import S3Backend
 from tests.conformance.backends import BackendConformance
 from tests.support.s3 import s3_backend
 
@@ -57,6 +60,21 @@ SUBJECTS = MappingProxyType(
 
 
 class TestBackends(BackendConformance):
+    async def abandoned(self, backend: StorageBackend, key: str) -> int:
+        if isinstance(backend, S3Backend):
+            where = {"Bucket": backend.location.removeprefix("s3://").rstrip("/"), "Key": key}
+            answer = await backend._client.create_multipart_upload(**where)
+            upload_id = answer["UploadId"]
+            await backend._client.upload_part(**where, UploadId=upload_id, PartNumber=1, Body=b"half")
+            return 1
+        if isinstance(backend, FileBackend) and not backend._tree._has_unnamed:
+            upload = Upload(backend._tree, key)
+            upload.append([b"half"])
+            upload.leave()
+            os.close(upload._file)
+            return 1
+        return 0
+
     @pytest.fixture(params=sorted(SUBJECTS))
     async def backend(self, request: pytest.FixtureRequest) -> AsyncIterator[StorageBackend]:
         async with SUBJECTS[request.param](request) as backend:

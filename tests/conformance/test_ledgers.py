@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, event, inspect, text
 
 from tests.conformance.ledgers import (
     HOUR,
@@ -24,6 +25,8 @@ from tests.conformance.ledgers import (
     entry,
     together,
 )
+from tests.support.pgbouncer import PgBouncer
+from tests.support.postgresql import PostgresqlServer
 from worker.ledger import schema
 from worker.ledger.base import LedgerCorrupt, LedgerError, LedgerUnavailable, Recorded, SchemaMismatch
 from worker.ledger.database import Database as LedgerDatabase
@@ -42,15 +45,79 @@ async def sqlite_database(request: pytest.FixtureRequest) -> AsyncIterator[Datab
         yield database
 
 
+@asynccontextmanager
+async def postgresql_database(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
+    server: PostgresqlServer = request.getfixturevalue("postgresql")
+    async with server.database() as url, (database := Database(url, AsyncExitStack())).closing:
+        yield database
+
+
+@asynccontextmanager
+async def pooled_database(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
+    server: PostgresqlServer = request.getfixturevalue("postgresql")
+    pooler: PgBouncer = request.getfixturevalue("pgbouncer")
+    async with server.database() as url:
+        database = Database(pooler.through(url), AsyncExitStack(), pooler=True)
+        async with database.closing:
+            yield database
+
+
 DATABASES: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Database]]] = (
-    MappingProxyType({"sqlite": sqlite_database})
+    MappingProxyType(
+        {
+            "postgresql": postgresql_database,
+            "postgresql behind PgBouncer": pooled_database,
+            "sqlite": sqlite_database,
+        }
+    )
 )
 
 
+@pytest.fixture(params=sorted(DATABASES))
+async def database(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
+    async with DATABASES[request.param](request) as database:
+        yield database
+
+
+LATER = "9999"
+"""The revision of a release that is not there yet."""
+
+
+def advance(conn: Connection) -> None:
+    """What the migration of a later release does when it only adds."""
+    known = {"alembic_version", "schema_compatibility"}
+    for table in set(inspect(conn).get_table_names()) - known:
+        conn.execute(text(f"ALTER TABLE {table} ADD COLUMN of_a_later_release TEXT"))
+    conn.execute(text("CREATE TABLE of_a_later_release (id TEXT PRIMARY KEY)"))
+    conn.execute(text("UPDATE schema_compatibility SET oldest = :head"), {"head": schema.HEAD})
+    conn.execute(text("UPDATE alembic_version SET version_num = :later"), {"later": LATER})
+
+
+async def run_in(database: Database, *statements: str) -> None:
+    def run(conn: Connection) -> None:
+        for statement in statements:
+            conn.execute(text(statement))
+
+    await change(database, run)
+
+
+async def change(database: Database, work: Callable[[Connection], None]) -> None:
+    opened = open_database(database.url, pooler=database.pooler)
+    await opened.write(work)
+    await opened.aclose()
+
+
 class TestLedgers(LedgerConformance):
-    @pytest.fixture(params=sorted(DATABASES))
+    pass
+
+
+class TestLedgersOfALaterRelease(LedgerConformance):
+    """Workers of this release go on while those of the next are rolled out, and may have to come back after that."""
+
+    @pytest.fixture(params=["postgresql", "sqlite"])
     async def database(self, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
         async with DATABASES[request.param](request) as database:
+            await change(database, advance)
             yield database
 
 
@@ -116,9 +183,8 @@ async def test_a_new_database_is_made_with_its_folder(tmp_path: Path) -> None:
     await opened.aclose()
 
 
-async def test_the_migrated_tables_are_the_tables_of_this_release(opened: SqliteDatabase) -> None:
-    await migrate(opened)
-    differences = await opened.read(
+async def test_the_migrated_tables_are_the_tables_of_this_release(migrated: LedgerDatabase) -> None:
+    differences = await migrated.read(
         lambda conn: compare_metadata(MigrationContext.configure(conn), schema.metadata)
     )
     assert differences == []
@@ -162,19 +228,47 @@ async def test_case_55_an_empty_database_is_not_worked_with(opened: SqliteDataba
         await check_schema(opened)
 
 
-async def test_case_55_an_older_schema_asks_for_a_migration(path: Path, opened: SqliteDatabase) -> None:
-    await migrate(opened)
-    run_sql(path, "UPDATE alembic_version SET version_num = '0000'")
+@pytest.fixture
+async def migrated(database: Database) -> AsyncIterator[LedgerDatabase]:
+    """The connections of a worker that has not looked at the schema yet."""
+    opened = open_database(database.url, pooler=database.pooler)
+    yield opened
+    await opened.aclose()
+
+
+async def test_case_55_an_older_schema_asks_for_a_migration(
+    database: Database, migrated: LedgerDatabase
+) -> None:
+    await run_in(database, "UPDATE alembic_version SET version_num = '0000'")
     with pytest.raises(SchemaMismatch, match=r"schema 0000.*transload migrate"):
-        await check_schema(opened)
+        await check_schema(migrated)
 
 
-async def test_case_55_a_newer_schema_is_left_alone(path: Path, opened: SqliteDatabase) -> None:
-    await migrate(opened)
-    run_sql(path, "UPDATE alembic_version SET version_num = '9999'")
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE schema_compatibility SET oldest = '9999'",
+        "DELETE FROM schema_compatibility",
+        "DROP TABLE schema_compatibility",
+    ],
+)
+async def test_case_55_a_newer_schema_is_left_alone(
+    database: Database, migrated: LedgerDatabase, statement: str
+) -> None:
+    await change(database, advance)
+    await run_in(database, statement)
     for attempt in (migrate, check_schema):
         with pytest.raises(SchemaMismatch, match=r"schema 9999.*newer transload"):
-            await attempt(opened)
+            await attempt(migrated)
+
+
+async def test_case_55_a_newer_schema_that_only_adds_is_worked_with_and_left_as_it_is(
+    database: Database, migrated: LedgerDatabase
+) -> None:
+    await change(database, advance)
+    assert await migrate(migrated) == LATER
+    await check_schema(migrated)
+    assert await schema_version(migrated) == LATER
 
 
 @pytest.fixture(params=[b"this is no database, whatever its name says" * 100, b"\xff" * 8_192])
@@ -261,12 +355,47 @@ async def test_case_41_a_database_that_is_locked_for_too_long_is_unavailable(pat
 
 
 @pytest.mark.parametrize(
-    "url", ["", "no url", "mysql://host/db", "sqlite://", "sqlite:///", "postgresql://user:canary@host/db"]
+    ("url", "told"),
+    [
+        ("", "use sqlite:///"),
+        ("no url", "use sqlite:///"),
+        ("mysql://user:canary@host/db", "use sqlite:///"),
+        ("sqlite://", "use sqlite:///"),
+        ("sqlite:///", "use sqlite:///"),
+        ("sqlite+aiosqlite:///ledger.db", "use sqlite:///"),
+        ("postgresql+psycopg://user:canary@host/db", "write postgresql://"),
+        ("postgresql://user:canary@host", "use postgresql://"),
+        ("postgresql:///db", "use postgresql://"),
+        ("postgresql://user:canary@host:port/db", "use sqlite:///"),
+        ("postgresql://host/db?password=canary", "write postgresql://"),
+        ("postgresql://host/db?sslpassword=canary", "write postgresql://"),
+    ],
 )
-def test_urls_that_cannot_be_used(url: str) -> None:
-    with pytest.raises(LedgerError, match="use sqlite:///") as caught:
+def test_urls_that_cannot_be_used(url: str, told: str) -> None:
+    with pytest.raises(LedgerError, match=told) as caught:
         open_database(url)
     assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:////var/ledger.db", "sqlite:////var/ledger.db"),
+        ("postgresql+asyncpg://u:p@h:5/db", "postgresql://u:***@h:5/db"),
+        ("postgres://u:p@h1,h2/db?ssl=require", "postgresql://u:***@h1,h2/db?sslmode=require"),
+        ("postgresql://u@/db?host=%2Frun", "postgresql://u@/db?host=%2Frun"),
+    ],
+)
+def test_urls_as_they_are_shown(url: str, shown: str) -> None:
+    assert open_database(url).url.render_as_string() == shown
+
+
+@pytest.mark.parametrize("package", ["asyncpg", "greenlet"])
+def test_a_missing_extra_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.delitem(sys.modules, "worker.ledger.postgresql", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(LedgerError, match=rf"{package}.*pip install 'transload\[postgres\]'"):
+        open_database("postgresql://host/db")
 
 
 async def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:

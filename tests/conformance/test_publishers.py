@@ -7,12 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from tests.conformance.publishers import PublisherConformance, Received, Subject, notification
 from tests.support.localstack import LocalStackEndpoint
+from tests.support.rabbitmq import Queues as RabbitQueues
+from tests.support.rabbitmq import rabbit_queues
 from tests.support.sqs import Queues, sqs_queues
 from worker.publishers.base import PublishError, PublishRefused
 from worker.publishers.embedded import EmbeddedPublisher, EmbeddedPublisherOptions
+from worker.publishers.rabbitmq import RabbitPublisher, RabbitPublisherOptions
 from worker.publishers.registry import PUBLISHERS
 from worker.publishers.sqs import SqsPublisher, SqsPublisherOptions
 
@@ -53,6 +57,38 @@ async def received(queues: Queues, count: int) -> list[Received]:
     return found
 
 
+async def delivered(queues: RabbitQueues, count: int) -> list[Received]:
+    found: list[Received] = []
+    async with asyncio.timeout(20):
+        while len(found) < count:
+            message = await queues.channel.basic_get(queues.name, no_ack=True)
+            if message.delivery_tag:
+                properties = message.header.properties
+                assert (properties.content_type, properties.delivery_mode) == ("application/json", 2)
+                headers = dict(properties.headers or {})
+                headers.pop("x-delivery-count", None)  # the broker's own
+                assert all(isinstance(value, str) for value in headers.values())
+                found.append(Received(message.body, {name: str(value) for name, value in headers.items()}))
+    return found
+
+
+@asynccontextmanager
+async def rabbitmq(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+    broker = request.getfixturevalue("rabbitmq")
+    async with rabbit_queues(broker) as queues:
+        options = RabbitPublisherOptions(url=SecretStr(broker.url), queue=queues.name)
+        publisher = await RabbitPublisher.connect(options)
+        host, port = broker.address
+        bad = notification(b"for whom?", CC="everybody")
+        yield Subject(
+            publisher,
+            f"amqp://{host}:{port} queue {queues.name}",
+            lambda count: delivered(queues, count),
+            lambda: bad,
+        )
+        await publisher.aclose()
+
+
 @asynccontextmanager
 async def sqs(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     async with sqs_queues(request.getfixturevalue("localstack")) as queues:
@@ -64,6 +100,7 @@ async def sqs(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
 
 ADAPTERS: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Subject]]] = {
     "embedded": embedded,
+    "rabbitmq": rabbitmq,
     "sqs": sqs,
 }
 

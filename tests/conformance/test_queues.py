@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.queues import QueueConformance, StaleHandleConformance, Subject
+from tests.support.rabbitmq import rabbit_queues
 from tests.support.sqs import sqs_queues
 from worker.queues.embedded import EmbeddedOptions, EmbeddedQueue
 from worker.queues.memory import MemoryOptions, MemoryQueue
+from worker.queues.rabbitmq import RabbitQueue, RabbitQueueOptions
 from worker.queues.registry import QUEUES
 from worker.queues.sqs import SqsQueue, SqsQueueOptions
 
@@ -33,6 +35,18 @@ async def embedded(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
 
 
 @asynccontextmanager
+async def rabbitmq(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+    async with rabbit_queues(request.getfixturevalue("rabbitmq")) as queues:
+        queue = await RabbitQueue.connect(RabbitQueueOptions(**queues.options(lease=LEASE)))
+
+        async def break_dead_letters() -> None:
+            await queues.channel.queue_delete(queues.dead)
+
+        yield Subject(queue, break_dead_letters)
+        await queue.aclose()
+
+
+@asynccontextmanager
 async def sqs(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     async with sqs_queues(request.getfixturevalue("localstack"), lease=2) as queues:
         queue = await SqsQueue.connect(SqsQueueOptions(**queues.options()))
@@ -43,6 +57,7 @@ async def sqs(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
 ADAPTERS: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Subject]]] = {
     "embedded": embedded,
     "memory": memory,
+    "rabbitmq": rabbitmq,
     "sqs": sqs,
 }
 

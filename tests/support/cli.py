@@ -33,7 +33,7 @@ class Transload:
             capture_output=True,
             timeout=TIMEOUT,
             check=False,
-            env=self._environ(),
+            env=self.environment(),
         )
         return subprocess.CompletedProcess(
             done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
@@ -52,9 +52,13 @@ class Transload:
     def start(self, *arguments: str | Path) -> subprocess.Popen[bytes]:
         """Start without waiting. The caller ends it."""
         return subprocess.Popen(
-            self.command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=self._environ()
+            self.command(*arguments),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=self.environment(),
         )
 
-    def _environ(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """What a command is started with: this environment, less what would configure it, and `environ`."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TRANSLOAD_", "OC_"))}
         return inherited | {"TRANSLOAD_ADMIN__PORT": "0"} | self.environ

@@ -2,7 +2,8 @@
 
 `Server.start` runs the command under a keeper: this same file as a script, which holds the read end of a pipe whose
 write end only the test run has. The pipe closes however the run ends - normally, by Ctrl-C, by SIGKILL - and then the
-keeper stops the server's process group, with TERM first and KILL after a grace. Used by tests/support/localstack.py.
+keeper stops the server's process group, with TERM first (or the signal the server wants) and KILL after a grace. Used by
+the services beside it.
 
 Standard library only: the keeper runs without the project's packages.
 """
@@ -38,11 +39,15 @@ class Server:
         log: Path,
         environment: Mapping[str, str],
         hold: Sequence[IO[str]] = (),
+        stop_signal: signal.Signals = signal.SIGTERM,
     ) -> Self:
-        """Start `command` in a process group of its own. `hold` are lock files that stay locked until it has ended."""
+        """Start `command` in a process group of its own. `hold` are lock files that stay locked until it has ended.
+
+        `stop_signal` is what ends the server in order: PostgreSQL waits for its clients after TERM, not after INT.
+        """
         with log.open("wb") as output:
             keeper = subprocess.Popen(
-                [sys.executable, "-I", __file__, *command],
+                [sys.executable, "-I", __file__, str(stop_signal.value), *command],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -75,7 +80,7 @@ def free_port() -> int:
         return port
 
 
-def keep(command: Sequence[str]) -> int:
+def keep(stop_signal: int, command: Sequence[str]) -> int:
     """Run `command` until it ends or standard input closes, then leave nothing of its group behind."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Only the pipe decides: a Ctrl-C meant for pytest must not race with its orderly end.
@@ -92,7 +97,7 @@ def keep(command: Sequence[str]) -> int:
     while child.poll() is None and not _closed():
         time.sleep(0.05)
     deadline = time.monotonic() + GRACE
-    _signal_group(child.pid, signal.SIGTERM)
+    _signal_group(child.pid, stop_signal)
     while time.monotonic() < deadline and _group_exists(child):
         time.sleep(0.05)
     _signal_group(child.pid, signal.SIGKILL)
@@ -126,4 +131,4 @@ def _group_exists(leader: "subprocess.Popen[bytes]") -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(keep(sys.argv[1:]))
+    sys.exit(keep(int(sys.argv[1]), sys.argv[2:]))

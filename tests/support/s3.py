@@ -1,4 +1,4 @@
-"""An S3 backend on a bucket of its own, for any test that has the `localstack` fixture."""
+"""An S3 backend on a bucket of its own: on LocalStack, for any test that has its fixture, or on the strict S3 of the tests."""
 
 import secrets
 from collections.abc import AsyncIterator
@@ -13,6 +13,7 @@ from backends.s3 import S3Backend
 from backends.s3_client import S3Options
 from tests.support.localstack import LocalStackEndpoint
 from tests.support.s3_front import Front, front_of
+from tests.support.strict_s3 import StrictS3, strict_s3
 
 
 @asynccontextmanager
@@ -69,5 +70,17 @@ async def fronted_backend(
         )
         try:
             yield backend, front
+        finally:
+            await backend.aclose()
+
+
+@asynccontextmanager
+async def strict_backend(**changes: Any) -> AsyncIterator[tuple[S3Backend, StrictS3]]:
+    """A backend on a strict S3 of its own, and that S3; `changes` replace single options."""
+    async with strict_s3() as store:
+        options = s3_options(LocalStackEndpoint(store.url), "bucket", **changes)
+        backend = await S3Backend.connect(options)
+        try:
+            yield backend, store
         finally:
             await backend.aclose()

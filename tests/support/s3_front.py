@@ -2,7 +2,7 @@
 
 LocalStack looks whether the key is free and stores the object in two steps, so several `CompleteMultipartUpload` with
 `If-None-Match: *` can succeed at once; on AWS exactly one does. The front lets one Complete through at a time. It also
-plays the failures that LocalStack never shows (`fail_next`). Used by tests/support/s3.py.
+plays failures that LocalStack never shows (tests/support/s3_faults.py). Used by tests/support/s3.py.
 """
 
 import asyncio
@@ -11,50 +11,18 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = Literal["conflict", "error in 200", "lost reply", "slow down", "cut", "hold"]
-"""`conflict`: 409 without asking the store. `error in 200`: status 200 with an error document. `slow down`: 503.
-`lost reply`: the store carries it out, the connection closes. `cut`: the answer's body ends half way.
-`hold`: the request waits until `released` is set."""
+from tests.support.s3_faults import REFUSALS, Faults, error_document, flipped
 
-_ERROR = (
-    '<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>{code}</Code><Message>as asked</Message></Error>'
-)
 _COMPLETE = re.compile(r"POST \S+[?&]uploadId=")
 
 
 @dataclass(slots=True)
-class Front:
+class Front(Faults):
     """What the tests set and see."""
 
-    url: str = ""
-    requests: list[str] = field(default_factory=list)
-    """The first line of every request, in order."""
-    heads: list[str] = field(default_factory=list)
-    """The first line and the headers of every request, in order."""
-    released: asyncio.Event = field(default_factory=asyncio.Event)
-    held: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a request arrived that waits for `released`."""
-    _faults: list[tuple[re.Pattern[str], Fault]] = field(default_factory=list)
     _one_at_a_time: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    def fail_next(self, pattern: str, fault: Fault, times: int = 1) -> None:
-        """Let the next `times` requests whose first line matches `pattern` fail that way."""
-        self._faults += [(re.compile(pattern), fault)] * times
-
-    def forgive(self) -> None:
-        """Drop the faults that nothing has met yet."""
-        self._faults.clear()
-
-    def fault_for(self, line: str) -> Fault | None:
-        """The fault this request meets, used up by asking."""
-        for number, (pattern, fault) in enumerate(self._faults):
-            if pattern.search(line):
-                del self._faults[number]
-                return fault
-        return None
 
     def turn(self, line: str) -> contextlib.AbstractAsyncContextManager[object]:
         """What a request holds while the store works on it."""
@@ -103,32 +71,23 @@ async def _exchange(
     """One request and its answer. False when the connection is to be closed."""
     head = await reader.readuntil(b"\r\n\r\n")
     line = head.partition(b"\r\n")[0].decode()
-    front.requests.append(line)
-    front.heads.append(head.decode())
-    fault = front.fault_for(line)
-    if fault == "hold":
-        front.held.set()
-        await front.released.wait()
+    fault = await front.met(head.decode())
     if b"\r\nexpect: 100-continue" in head.lower():
         head = re.sub(rb"(?i)\r\nexpect: 100-continue", b"", head)
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     body = await reader.readexactly(_length(head))
-    if fault in {"conflict", "error in 200", "slow down"}:
-        answers = {
-            "conflict": ("409 Conflict", "ConditionalRequestConflict"),
-            "error in 200": ("200 OK", "InternalError"),
-            "slow down": ("503 Slow Down", "SlowDown"),
-        }
-        status, code = answers[fault]
-        text = _ERROR.format(code=code)
+    if fault is not None and fault in REFUSALS:
+        status, code = REFUSALS[fault]
+        text = error_document(code)
         writer.write(
-            f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode()
+            f"HTTP/1.1 {status} {code}\r\nContent-Type: application/xml\r\n"
+            f"Content-Length: {len(text)}\r\n\r\n{text}".encode()
         )
         await writer.drain()
         return True
     async with front.turn(line):
         inner_writer.write(head)
-        inner_writer.write(body)
+        inner_writer.write(flipped(body) if fault == "corrupt" else body)
         await inner_writer.drain()
         answer = await inner_reader.readuntil(b"\r\n\r\n")
         payload = await _payload(line, answer, inner_reader)

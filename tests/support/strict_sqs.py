@@ -1,14 +1,19 @@
-"""A small SQS that is as strict as AWS where LocalStack is kind: stale handles, partial failures, lost replies, throttling.
+"""A small SQS that is as strict as AWS where LocalStack is kind, and as unlucky as AWS can be.
+
+Strict: stale handles, twelve hours at most, messages in flight. Unlucky: throttling, refusals, partial failures of every
+batch operation, lost replies.
 
 It speaks the JSON 1.0 protocol (https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-making-api-requests-json.html)
-for one queue and its dead letters, on loopback, unsigned.
+for one queue and its dead letters, on loopback, unsigned. Several processes may use it.
 """
 
+import asyncio
+import inspect
 import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +22,7 @@ from aiohttp import web
 Json = dict[str, Any]
 ACCOUNT = "000000000000"
 LIMIT = 1 << 20
+DAY = 86_400
 
 
 class Refusal(Exception):
@@ -30,7 +36,7 @@ class Refusal(Exception):
 
 @dataclass(slots=True)
 class Stored:
-    """One message. `handle` is that of the last receive."""
+    """One message. `handle` is that of the last receive, `taken_at` its time."""
 
     body: str
     attributes: Json
@@ -38,7 +44,18 @@ class Stored:
     visible_at: float
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     handle: str | None = None
+    taken_at: float = 0.0
     received: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one entry of a batch. `code` is None when it was carried out."""
+
+    operation: str
+    subject: str
+    """The receipt handle, or the body of what was sent."""
+    code: str | None
 
 
 @dataclass(slots=True)
@@ -46,35 +63,68 @@ class StrictSqs:
     """The service. Faults are one-shot: each entry of `faults` is used up by the next request of its operation."""
 
     lease: int = 1
+    longest_hold: float = 43_200.0
+    in_flight_limit: int = 120_000
     endpoint_url: str = ""
     queues: dict[str, list[Stored]] = field(default_factory=lambda: {"main": [], "dead": []})
+    settings: dict[str, Json] = field(default_factory=lambda: {"main": {}, "dead": {}})
+    """Attributes of a queue that differ from the usual; None: the attribute is not there."""
     requests: list[tuple[str, Json]] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
     faults: dict[str, list[Callable[[Json], None]]] = field(default_factory=dict)
-    lose_reply: set[str] = field(default_factory=set)
-    """Operations whose next reply is lost after they were carried out."""
+    refusals: dict[str, Refusal] = field(default_factory=dict)
+    """Operations that are refused until the entry is taken out."""
+    lost_replies: dict[str, int] = field(default_factory=dict)
+    """Operations, and how many of their next replies are lost after they were carried out."""
     fail_entries: dict[str, Json] = field(default_factory=dict)
-    """Body or receipt handle of a batch entry, and the failure it meets."""
+    """Body or receipt handle of a batch entry, and the failure it meets, once."""
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def url(self, name: str = "main") -> str:
         return f"{self.endpoint_url}/{ACCOUNT}/{name}"
+
+    def put(self, *bodies: bytes) -> None:
+        """Messages from nowhere."""
+        self.queues["main"] += [Stored(body.decode(), {}, time.time(), time.monotonic()) for body in bodies]
+        self._wake()
+
+    def refuse(self, operation: str, code: str, status: int = 400, times: int = 1) -> None:
+        """Let the next requests of that operation fail."""
+
+        def raise_it(_: Json) -> None:
+            raise Refusal(code, status)
+
+        self.faults[operation] = [raise_it] * times
+
+    def asked(self, operation: str) -> list[Json]:
+        """The requests of one operation so far."""
+        return [asked for name, asked in self.requests if name == operation]
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         operation = request.headers["X-Amz-Target"].removeprefix("AmazonSQS.")
         asked: Json = await request.json()
         self.requests.append((operation, asked))
         try:
+            if refusal := self.refusals.get(operation):
+                raise refusal
             if self.faults.get(operation):
                 self.faults[operation].pop(0)(asked)
             reply = getattr(self, f"_{operation}")(asked)
+            if inspect.isawaitable(reply):
+                reply = await reply
         except Refusal as exc:
             return web.json_response(
                 {"__type": f"com.amazonaws.sqs#{exc.code}", "message": exc.code}, status=exc.status
             )
-        if operation in self.lose_reply:
-            self.lose_reply.discard(operation)
+        if self.lost_replies.get(operation):
+            self.lost_replies[operation] -= 1
             assert request.transport is not None
             request.transport.abort()
         return web.json_response(reply)
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     def _queue(self, asked: Json) -> list[Stored]:
         name = asked["QueueUrl"].rsplit("/", 1)[-1]
@@ -90,10 +140,11 @@ class StrictSqs:
         queue, now = self._queue(asked), time.monotonic()
         name = asked["QueueUrl"].rsplit("/", 1)[-1]
         hidden = [m for m in queue if m.visible_at > now]
-        facts = {
+        facts: Json = {
             "QueueArn": f"arn:aws:sqs:us-east-1:{ACCOUNT}:{name}",
             "VisibilityTimeout": str(self.lease),
             "MaximumMessageSize": str(LIMIT),
+            "MessageRetentionPeriod": str(4 * DAY if name == "main" else 14 * DAY),
             "ApproximateNumberOfMessages": str(len(queue) - len(hidden)),
             "ApproximateNumberOfMessagesNotVisible": str(sum(m.handle is not None for m in hidden)),
             "ApproximateNumberOfMessagesDelayed": str(sum(m.handle is None for m in hidden)),
@@ -101,53 +152,79 @@ class StrictSqs:
         if name == "main":
             target = f"arn:aws:sqs:us-east-1:{ACCOUNT}:dead"
             facts["RedrivePolicy"] = json.dumps({"deadLetterTargetArn": target, "maxReceiveCount": 100})
-        return {"Attributes": facts}
+        facts |= self.settings[name]
+        return {"Attributes": {key: value for key, value in facts.items() if value is not None}}
 
-    def _ReceiveMessage(self, asked: Json) -> Json:  # noqa: N802 - named as the operation
-        now = time.monotonic()
-        found = [m for m in self._queue(asked) if m.visible_at <= now][: asked["MaxNumberOfMessages"]]
-        for message in found:
-            message.visible_at = now + asked.get("VisibilityTimeout", self.lease)
-            message.handle = uuid.uuid4().hex
-            message.received += 1
-        return {
-            "Messages": [
-                {
-                    "MessageId": m.id,
-                    "Body": m.body,
-                    "ReceiptHandle": m.handle,
-                    "MessageAttributes": m.attributes,
-                    "Attributes": {
-                        "ApproximateReceiveCount": str(m.received),
-                        "SentTimestamp": str(int(m.sent_at * 1000)),
-                    },
-                }
-                for m in found
+    async def _ReceiveMessage(self, asked: Json) -> Json:  # noqa: N802 - named as the operation
+        deadline = time.monotonic() + asked.get("WaitTimeSeconds", 0)
+        while True:
+            changed, now = self._changed, time.monotonic()
+            queue = self._queue(asked)
+            room = self.in_flight_limit - sum(m.visible_at > now and m.handle is not None for m in queue)
+            # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html#API_ReceiveMessage_Errors:
+            # a long poll over the limit comes back empty, a short one is refused.
+            if room <= 0 and not asked.get("WaitTimeSeconds"):
+                raise Refusal("OverLimit", 403)
+            found = [m for m in queue if m.visible_at <= now][
+                : min(asked["MaxNumberOfMessages"], max(room, 0))
             ]
+            if found or now >= deadline:
+                return {"Messages": [self._taken(m, now, asked) for m in found]}
+            next_due = min([deadline, *(m.visible_at for m in queue if m.visible_at > now)])
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), next_due - now)
+
+    def _taken(self, message: Stored, now: float, asked: Json) -> Json:
+        message.visible_at = now + asked.get("VisibilityTimeout", self.lease)
+        message.handle = uuid.uuid4().hex
+        message.taken_at = now
+        message.received += 1
+        return {
+            "MessageId": message.id,
+            "Body": message.body,
+            "ReceiptHandle": message.handle,
+            "MessageAttributes": message.attributes,
+            "Attributes": {
+                "ApproximateReceiveCount": str(message.received),
+                "SentTimestamp": str(int(message.sent_at * 1000)),
+            },
         }
 
     def _SendMessage(self, asked: Json) -> Json:  # noqa: N802 - named as the operation
-        queue = self._queue(asked)
-        if len(asked.get("MessageAttributes", {})) > 10:
+        queue, name = self._queue(asked), asked["QueueUrl"].rsplit("/", 1)[-1]
+        attributes = asked.get("MessageAttributes", {})
+        if len(attributes) > 10:
+            raise Refusal("InvalidParameterValue")
+        weight = sum(len(f"{n}{v['DataType']}{v['StringValue']}".encode()) for n, v in attributes.items())
+        if len(asked["MessageBody"].encode()) + weight > int(
+            self.settings[name].get("MaximumMessageSize", LIMIT)
+        ):
             raise Refusal("InvalidParameterValue")
         due = time.monotonic() + asked.get("DelaySeconds", 0)
-        message = Stored(asked["MessageBody"], asked.get("MessageAttributes", {}), time.time(), due)
+        message = Stored(asked["MessageBody"], attributes, time.time(), due)
         queue.append(message)
+        self._wake()
         return {"MessageId": message.id, "MD5OfMessageBody": ""}
 
     def _SendMessageBatch(self, asked: Json) -> Json:  # noqa: N802 - named as the operation
         if sum(len(entry["MessageBody"].encode()) for entry in asked["Entries"]) > LIMIT:
             raise Refusal("BatchRequestTooLong")
-        return self._batch(asked, "MessageBody", self._SendMessage)
+        return self._batch("SendMessage", asked, "MessageBody", self._SendMessage)
 
     def _DeleteMessageBatch(self, asked: Json) -> Json:  # noqa: N802 - named as the operation
-        return self._batch(asked, "ReceiptHandle", lambda one: self._queue(one).remove(self._held(one)))
+        return self._batch(
+            "DeleteMessage", asked, "ReceiptHandle", lambda one: self._queue(one).remove(self._held(one))
+        )
 
     def _ChangeMessageVisibilityBatch(self, asked: Json) -> Json:  # noqa: N802 - named as the operation
-        def change(one: Json) -> None:
-            self._held(one).visible_at = time.monotonic() + one["VisibilityTimeout"]
+        return self._batch("ChangeMessageVisibility", asked, "ReceiptHandle", self._change)
 
-        return self._batch(asked, "ReceiptHandle", change)
+    def _change(self, asked: Json) -> None:
+        message, until = self._held(asked), time.monotonic() + asked["VisibilityTimeout"]
+        if until > message.taken_at + self.longest_hold:
+            raise Refusal("InvalidParameterValue")
+        message.visible_at = until
+        self._wake()
 
     def _held(self, asked: Json) -> Stored:
         now = time.monotonic()
@@ -156,23 +233,23 @@ class StrictSqs:
                 return message
         raise Refusal("ReceiptHandleIsInvalid")
 
-    def _batch(self, asked: Json, key: str, act: Callable[[Json], object]) -> Json:
+    def _batch(self, operation: str, asked: Json, key: str, act: Callable[[Json], object]) -> Json:
         self._queue(asked)
         if not 1 <= len(asked["Entries"]) <= 10:
             raise Refusal("TooManyEntriesInBatchRequest")
         reply: Json = {"Successful": [], "Failed": []}
         for entry in asked["Entries"]:
-            if failure := self.fail_entries.pop(entry[key], None):
-                reply["Failed"].append({"Id": entry["Id"], **failure})
-                continue
-            try:
-                act(asked | entry)
-            except Refusal as exc:
-                reply["Failed"].append(
-                    {"Id": entry["Id"], "SenderFault": True, "Code": exc.code, "Message": exc.code}
-                )
-            else:
+            failure: Json | None = self.fail_entries.pop(entry[key], None)
+            if failure is None:
+                try:
+                    act(asked | entry)
+                except Refusal as exc:
+                    failure = {"SenderFault": True, "Code": exc.code, "Message": exc.code}
+            if failure is None:
                 reply["Successful"].append({"Id": entry["Id"]})
+            else:
+                reply["Failed"].append({"Id": entry["Id"], **failure})
+            self.outcomes.append(Outcome(operation, entry[key], None if failure is None else failure["Code"]))
         return reply
 
 
@@ -181,7 +258,8 @@ async def strict_sqs(lease: int = 1) -> AsyncIterator[StrictSqs]:
     service = StrictSqs(lease=lease)
     application = web.Application(client_max_size=8 << 20)
     application.router.add_post("/{path:.*}", service.handle)
-    runner = web.AppRunner(application, access_log=None)
+    # A long poll of a process that was killed must not hold up the end.
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     try:
         site = web.TCPSite(runner, "127.0.0.1", 0)

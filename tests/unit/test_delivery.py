@@ -7,7 +7,15 @@ import pytest
 
 from worker.delivery import Delivery, LeaseKeeper, LeaseLost
 from worker.metrics import Metrics
-from worker.queues.base import Ack, Disposition, Message, OutgoingMessage, QueueUnavailable, Retry
+from worker.queues.base import (
+    Ack,
+    Disposition,
+    HeldTooLong,
+    Message,
+    OutgoingMessage,
+    QueueUnavailable,
+    Retry,
+)
 from worker.queues.memory import MemoryOptions, MemoryQueue
 
 LEASE = 30.0
@@ -22,19 +30,29 @@ class Clock:
 
 
 class FlakyQueue(MemoryQueue):
-    """The memory queue, whose calls fail while `down`, and which counts settles and extends."""
+    """The memory queue, whose calls fail while `down`, and which counts settles and extends. `longest` is its `longest_hold`."""
 
     down = False
     settled = 0
     extended = 0
     extended_often: asyncio.Event | None = None
+    longest: float | None = None
+    failing = b""
+    """The body of a message whose lease cannot be renewed now, and of one that gets no answer."""
+    silent = b""
+
+    @property
+    def longest_hold(self) -> float | None:
+        return self.longest
 
     async def extend(self, messages: Sequence[Message]) -> Sequence[Message]:
         self.extended += 1
         if self.extended_often is not None and self.extended >= 4:
             self.extended_often.set()
-        if self.down:
+        if self.down or any(message.body == self.failing for message in messages):
             raise QueueUnavailable("down")
+        if any(message.body == self.silent for message in messages):
+            await asyncio.Event().wait()
         return await super().extend(messages)
 
     async def settle(self, message: Message, disposition: Disposition) -> bool:
@@ -63,7 +81,7 @@ def keeper(queue: FlakyQueue, clock: Clock) -> LeaseKeeper:
 
 async def received(queue: FlakyQueue, keeper: LeaseKeeper, count: int = 1) -> Sequence[Delivery]:
     await queue.send([OutgoingMessage(f"{number}".encode()) for number in range(count)])
-    return keeper.hold(await queue.receive(count, 1.0))
+    return await keeper.hold(await queue.receive(count, 1.0))
 
 
 async def work(delivery: Delivery, started: asyncio.Event, log: list[str]) -> None:
@@ -181,6 +199,196 @@ async def test_case_41_a_failing_renewal_loses_only_what_has_run_out(
     assert len(keeper) == 0
 
 
+async def test_a_lease_that_passed_by_our_clock_is_lost_without_asking(
+    queue: FlakyQueue, keeper: LeaseKeeper, clock: Clock
+) -> None:
+    """The queue might take long to say so, and the work might be done meanwhile."""
+    (delivery,) = await received(queue, keeper)
+    started, log = asyncio.Event(), list[str]()
+    task = asyncio.create_task(work(delivery, started, log))
+    await started.wait()
+    clock.now += LEASE + 0.1
+    await keeper.renew()
+    await task
+    assert (log, queue.extended) == (["cleaned up", "lost"], 0)
+
+
+async def test_case_25_one_failed_renewal_of_ten_fails_alone(
+    queue: FlakyQueue, keeper: LeaseKeeper, clock: Clock
+) -> None:
+    deliveries = await received(queue, keeper, 10)
+    queue.failing = b"3"
+    clock.now += LEASE / 2
+    await keeper.renew()
+    clock.now += LEASE / 3
+    assert all(delivery.held for delivery in deliveries)
+    clock.now += LEASE / 3
+    assert [d.body for d in deliveries if not d.held] == [b"3"]
+
+
+async def test_case_25_a_renewal_that_failed_is_made_good_at_the_next_beat(
+    queue: FlakyQueue, keeper: LeaseKeeper, clock: Clock
+) -> None:
+    (delivery,) = await received(queue, keeper)
+    queue.failing = b"0"
+    clock.now += LEASE / 3
+    await keeper.renew()
+    queue.failing = b""
+    clock.now += LEASE / 3
+    await keeper.renew()
+    clock.now += LEASE / 2
+    assert delivery.held
+
+
+async def test_a_renewal_without_an_answer_holds_up_no_other() -> None:
+    queue = await FlakyQueue.connect(MemoryOptions(lease=0.3))
+    clock = Clock()
+    keeper = LeaseKeeper(queue, Metrics(), clock)
+    silent, other = await received(queue, keeper, 2)
+    queue.silent = b"0"
+    clock.now += 0.2
+    async with asyncio.timeout(10):
+        await keeper.renew()
+    clock.now += 0.2
+    assert (silent.held, other.held) == (False, True)
+    await queue.aclose()
+
+
+async def hold_for(keeper: LeaseKeeper, clock: Clock, delivery: Delivery, seconds: int) -> None:
+    """Let time pass, with a beat every ten seconds, until the work is stopped."""
+    async with delivery.kept_alive():
+        for _ in range(seconds // 10):
+            clock.now += 10
+            await keeper.renew()
+            await asyncio.sleep(0)
+
+
+async def test_case_22_what_is_held_as_long_as_allowed_is_handed_over(
+    queue: FlakyQueue, keeper: LeaseKeeper, clock: Clock
+) -> None:
+    queue.longest = 200.0
+    (delivery,) = await received(queue, keeper)
+    with pytest.raises(HeldTooLong) as raised:
+        await hold_for(keeper, clock, delivery, 1_000)
+    assert raised.value.retryable, "it counts as an attempt, and attempts are bounded"
+    assert 200 - LEASE - 20 <= clock.now - delivery.taken_at <= 200 - 10, "there is time to give it back"
+    assert queue.extended == 16, "no renewal reaches past what is allowed"
+    assert await delivery.settle(Retry(0)), "it is still ours"
+    (again,) = await queue.receive(1, 0)
+    assert again.receive_count == 2
+    assert not delivery.held
+    assert len(keeper) == 0
+
+
+async def test_case_22_work_cannot_begin_on_what_was_handed_over(
+    queue: FlakyQueue, keeper: LeaseKeeper, clock: Clock
+) -> None:
+    queue.longest = 60.0
+    (delivery,) = await received(queue, keeper)
+    for _ in range(4):
+        clock.now += 10
+        await keeper.renew()
+    with pytest.raises(HeldTooLong):
+        async with delivery.kept_alive():
+            pytest.fail("began what has to be given back")
+
+
+async def test_case_22_a_lease_as_long_as_allowed_is_used(
+    queue: FlakyQueue, keeper: LeaseKeeper, clock: Clock
+) -> None:
+    queue.longest = LEASE
+    (delivery,) = await received(queue, keeper)
+    await hold_for(keeper, clock, delivery, 10)
+    assert delivery.held
+    with pytest.raises(HeldTooLong):
+        await hold_for(keeper, clock, delivery, 30)
+    assert queue.extended == 0
+
+
+async def test_a_stopped_process_asks_before_it_believes_in_what_it_received(
+    queue: FlakyQueue, keeper: LeaseKeeper, clock: Clock
+) -> None:
+    """The reply lay in its socket buffer while it was stopped: one lease has passed meanwhile, one has not."""
+    (busy,) = await received(queue, keeper)
+    running = asyncio.create_task(keeper.run())
+    await asyncio.sleep(0)
+    await queue.send([OutgoingMessage(b"taken over"), OutgoingMessage(b"still ours")])
+    reply = await queue.receive(2, 1.0)
+    await queue.settle(reply[0], Retry(0))
+    await queue.receive(1, 1.0)
+    clock.now += 1000
+    (ours,) = await keeper.hold(reply)
+    assert ours.body == b"still ours"
+    assert (ours.held, busy.held) == (True, False)
+    assert queue.extended == 2
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_a_stall_that_the_heartbeat_noticed_first_is_not_forgotten(clock: Clock) -> None:
+    queue = await FlakyQueue.connect(MemoryOptions(lease=1.5))
+    keeper = LeaseKeeper(queue, Metrics(), clock)
+    running = asyncio.create_task(keeper.run())
+    await asyncio.sleep(0)
+    await queue.send([OutgoingMessage(b"0")])
+    reply = await queue.receive(1, 1.0)
+    clock.now += 1000
+    lost_at_the_next_beat = Delivery(reply[0], keeper, clock.now - 1000)
+    keeper._held.add(lost_at_the_next_beat)
+    async with asyncio.timeout(10):
+        while len(keeper):  # noqa: ASYNC110 - the beat is the keeper's own
+            await asyncio.sleep(0.01)
+    asked = queue.extended
+    assert len(await keeper.hold(reply)) == 1
+    assert queue.extended == asked + 1
+    assert len(await keeper.hold(reply)) == 1
+    assert queue.extended == asked + 1, "once is enough"
+    running.cancel()
+    await asyncio.wait([running])
+    await queue.aclose()
+
+
+async def test_after_a_stall_nothing_is_believed_that_nobody_confirms(
+    queue: FlakyQueue, keeper: LeaseKeeper
+) -> None:
+    await queue.send([OutgoingMessage(b"0")])
+    reply = await queue.receive(1, 1.0)
+    keeper._stalled = True
+    queue.down = True
+    assert await keeper.hold(reply) == []
+    assert len(keeper) == 0
+
+
+@pytest.mark.parametrize("ending", ["done", "another error"])
+async def test_what_work_makes_of_its_cancellation_is_no_outcome(
+    queue: FlakyQueue, keeper: LeaseKeeper, ending: str
+) -> None:
+    (delivery,) = await received(queue, keeper)
+    started = asyncio.Event()
+
+    async def stubborn() -> None:
+        async with delivery.kept_alive():
+            started.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if ending == "another error":
+                    raise KeyError("x") from None
+
+    async def caller() -> int:
+        with pytest.raises(LeaseLost):
+            await stubborn()
+        await asyncio.sleep(0)
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
+    task = asyncio.create_task(caller())
+    await started.wait()
+    delivery.lose()
+    assert await task == 0
+
+
 async def test_an_external_cancel_stays_a_cancel(queue: FlakyQueue, keeper: LeaseKeeper) -> None:
     (delivery,) = await received(queue, keeper)
     started, log = asyncio.Event(), list[str]()
@@ -263,8 +471,9 @@ async def test_a_renewal_that_overlaps_a_settle_counts_nothing_as_lost(
         async def extend(self, messages: Sequence[Message]) -> Sequence[Message]:
             await settled.wait()
             lost = await super().extend(messages)
-            assert [message.body for message in lost] == [b"0"]
-            renewed.set()
+            assert bool(lost) is (messages[0].body == b"0")
+            if lost:
+                renewed.set()
             await let_renew.wait()
             return lost
 

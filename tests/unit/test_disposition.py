@@ -8,21 +8,34 @@ from hypothesis import strategies as st
 
 from backends import errors as storage
 from handlers.errors import HandlerError, PayloadMissing, Refused
-from worker.disposition import RetryPolicy, decide, reason_for
+from worker.attempts import CRASHED, Attempt
+from worker.disposition import CrashedTooOften, Failure, RetryPolicy, decide, reason_for
 from worker.ledger.base import LedgerCorrupt, LedgerError, LedgerRefused, LedgerUnavailable, SchemaMismatch
-from worker.queues.base import Dead, Retry
+from worker.queues.base import Dead, HeldTooLong, Retry
 
 POLICY = RetryPolicy(max_attempts=5, base=1.0, cap=60.0)
 
 
-def fate(error: Exception, attempt: int = 1) -> Dead | Retry:
-    decided = decide(error, attempt, POLICY, lambda: 0.0)
+NOW = 1_700_000_000.0
+
+
+def fate(error: Exception, attempt: int = 1, *, earlier: list[Attempt] | None = None) -> Dead | Retry:
+    """With nothing said of the earlier tries, they ended as this one."""
+    failure = Failure.of(error, NOW)
+    before = [failure.attempt] * (attempt - 1) if earlier is None else earlier
+    decided = decide(failure, before, attempt, POLICY, lambda: 0.0)
     assert isinstance(decided, (Dead, Retry)), "a failure is never acknowledged"
     return decided
 
 
+def of(kind: str, *, outage: bool = False) -> Attempt:
+    return Attempt(NOW - 60, kind, "what happened", outage)
+
+
 def test_what_is_refused_is_dead_at_once_with_its_own_reason() -> None:
-    assert fate(Refused("staging_not_allowed", "elsewhere")) == Dead("staging_not_allowed", "elsewhere")
+    dead = fate(Refused("staging_not_allowed", "elsewhere"))
+    assert isinstance(dead, Dead)
+    assert (dead.reason, dead.detail, dead.error) == ("staging_not_allowed", "elsewhere", "Refused")
 
 
 @pytest.mark.parametrize(
@@ -36,7 +49,9 @@ def test_what_is_refused_is_dead_at_once_with_its_own_reason() -> None:
     ],
 )
 def test_what_can_never_succeed_is_dead_at_once(error: Exception, reason: str) -> None:
-    assert fate(error) == Dead(reason, str(error))
+    dead = fate(error)
+    assert isinstance(dead, Dead)
+    assert (dead.reason, dead.detail, dead.error) == (reason, str(error), type(error).__name__)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +101,36 @@ def test_case_28_an_entry_the_ledger_refuses_is_given_up_in_the_end() -> None:
     assert isinstance(dead, Dead)
     assert dead.reason == "ledger_refused"
     assert "integer out of range" in dead.detail
+
+
+def test_case_28_the_dead_letter_has_the_log_of_all_attempts() -> None:
+    earlier = [of("PayloadMissing"), of(CRASHED), of("Unavailable", outage=True), of("IntegrityError")]
+    assert isinstance(fate(RuntimeError("last"), earlier=earlier), Retry)
+    earlier.append(of("IntegrityError"))
+    dead = fate(RuntimeError("last"), earlier=earlier)
+    assert isinstance(dead, Dead)
+    assert dead.error == "RuntimeError"
+    assert list(dead.attempts) == [*earlier, Attempt(NOW, "RuntimeError", "last")]
+
+
+def test_outages_and_failures_are_counted_apart() -> None:
+    outages = [of("Unavailable", outage=True)] * 50
+    assert isinstance(fate(storage.IntegrityError("i"), earlier=outages), Retry)
+    failures = [of("IntegrityError")] * 4
+    assert isinstance(fate(storage.Unavailable("u"), earlier=failures), Retry)
+
+
+def test_case_22_what_is_held_too_long_is_handed_over_at_once_and_not_for_ever() -> None:
+    assert fate(HeldTooLong("12 hours")) == Retry(0)
+    dead = fate(HeldTooLong("12 hours"), POLICY.max_attempts)
+    assert isinstance(dead, Dead)
+    assert dead.reason == "held_too_long"
+
+
+def test_case_18_what_killed_its_process_too_often_is_dead() -> None:
+    dead = fate(CrashedTooOften("5 tries"), earlier=[of(CRASHED)] * 5)
+    assert isinstance(dead, Dead)
+    assert (dead.reason, dead.error, len(dead.attempts)) == ("crashed", "CrashedTooOften", 6)
 
 
 def test_every_error_of_the_tree_has_a_reason() -> None:

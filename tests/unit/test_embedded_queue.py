@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from worker.publishers.base import PublishRefused
+from worker.publishers.base import Notification, PublishRefused
 from worker.publishers.embedded import EmbeddedPublisher, EmbeddedPublisherOptions
 from worker.queues.base import Ack, Dead, Message, OutgoingMessage, QueueError, QueueUnavailable, Retry
-from worker.queues.embedded import SCHEMA, EmbeddedOptions, EmbeddedQueue
+from worker.queues.embedded import EmbeddedOptions, EmbeddedQueue
+from worker.queues.embedded_sql import SCHEMA
 from worker.sqlite import Database, DatabaseError, DatabaseFull
 
 CHILD = """
@@ -69,6 +70,16 @@ def kill_after_sending(path: Path, count: int) -> None:
 
 def tear(log: Path) -> None:
     os.truncate(log, log.stat().st_size - 100)
+
+
+def shorten(path: Path, left: float) -> None:
+    os.truncate(path, int(path.stat().st_size * left))
+
+
+def copy(path: Path, database: bytes, log: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(database)
+    path.with_name(f"{path.name}-wal").write_bytes(log)
 
 
 def flip_page(path: Path) -> None:
@@ -130,6 +141,75 @@ async def test_case_40_a_torn_tail_costs_only_what_was_torn(path: Path) -> None:
     queue = await EmbeddedQueue.connect(EmbeddedOptions(path=path))
     assert [m.body for m in await drain(queue)] == [f"doomed {index}".encode() for index in range(9)]
     await queue.aclose()
+
+
+async def test_case_40_a_log_cut_anywhere_keeps_all_before_the_cut(path: Path) -> None:
+    """A crash leaves of the log what was synced, and perhaps some of the rest: the file opens, and no message is half there."""
+    await asyncio.to_thread(kill_after_sending, path, 12)
+    log = path.with_name(f"{path.name}-wal")
+    whole, database = await asyncio.to_thread(log.read_bytes), await asyncio.to_thread(path.read_bytes)
+    found: list[int] = []
+    for size in [*range(len(whole), 32, -len(whole) // 40), 32, 31, 0]:
+        torn = path.parent / str(size) / path.name
+        await asyncio.to_thread(copy, torn, database, whole[:size])
+        queue = await EmbeddedQueue.connect(EmbeddedOptions(path=torn))
+        bodies = [message.body for message in await drain(queue)]
+        await queue.aclose()
+        assert bodies == [f"doomed {index}".encode() for index in range(len(bodies))]
+        found.append(len(bodies))
+    assert found[0] == 12, "what was acknowledged and is whole is there"
+    assert found == sorted(found, reverse=True)
+    assert found[-1] == 0
+
+
+@pytest.mark.parametrize("left", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
+async def test_case_40_a_file_cut_short_is_whole_or_refused(path: Path, left: float) -> None:
+    queue = await EmbeddedQueue.connect(EmbeddedOptions(path=path))
+    await queue.send([OutgoingMessage(str(index).encode() * 200) for index in range(200)])
+    await queue.aclose()
+    await asyncio.to_thread(shorten, path, left)
+    if left == 0.0:
+        # Nothing tells it from a new one.
+        queue = await EmbeddedQueue.connect(EmbeddedOptions(path=path))
+        assert await drain(queue) == []
+        await queue.aclose()
+        return
+    with pytest.raises(QueueError, match="damaged or not a database") as raised:
+        await EmbeddedQueue.connect(EmbeddedOptions(path=path))
+    assert ".recover" in str(raised.value)
+    assert not raised.value.retryable
+
+
+async def test_looking_waits_for_no_writer(path: Path, tmp_path: Path) -> None:
+    queue = await EmbeddedQueue.connect(EmbeddedOptions(path=path, busy_timeout=0.05))
+    await queue.send([OutgoingMessage(b"x")])
+    log = tmp_path / "completions.db"
+    publisher = await EmbeddedPublisher.connect(EmbeddedPublisherOptions(path=log, busy_timeout=0.05))
+    await publisher.publish([Notification("event", "r", b"body", {})])
+    with (
+        closing(sqlite3.connect(path, isolation_level=None)) as one,
+        closing(sqlite3.connect(log, isolation_level=None)) as other,
+    ):
+        for connection in (one, other):
+            connection.execute("BEGIN IMMEDIATE")
+        assert (await queue.depth()).visible == 1
+        assert await publisher.count() == 1
+        assert [stored.seq for stored in await publisher.read()] == [1]
+        for connection in (one, other):
+            connection.execute("ROLLBACK")
+    await publisher.aclose()
+    await queue.aclose()
+
+
+async def test_a_look_that_fails_leaves_no_transaction(path: Path) -> None:
+    database = await Database.open(path, SCHEMA)
+    with pytest.raises(DatabaseError, match="no such table"):
+        await database.read(lambda c: c.execute("SELECT * FROM nowhere"))
+    assert await database.read(lambda c: c.execute("SELECT count(*) FROM messages").fetchone()[0]) == 0
+    await database.run(lambda c: c.execute("DELETE FROM messages").rowcount)
+    await database.aclose()
+    with pytest.raises(DatabaseError, match="closed"):
+        await database.read(lambda c: c.execute("SELECT 1"))
 
 
 async def test_case_1_leases_outlive_the_process(path: Path) -> None:

@@ -19,6 +19,8 @@ PROMISED: dict[str, tuple[str, set[str]]] = {
     "transfer_seconds_count": ("transfer_seconds", {"backend"}),
     "backend_requests_total": ("backend_requests", {"backend", "op", "outcome"}),
     "integrity_failures_total": ("integrity_failures", set()),
+    "transfer_memory_bytes": ("transfer_memory_bytes", set()),
+    "housekeeping_removed_total": ("housekeeping_removed", {"what"}),
     "bundles": ("bundles", {"state"}),
     "bundle_oldest_incomplete_age_seconds": ("bundle_oldest_incomplete_age_seconds", set()),
     "bundle_completion_seconds_count": ("bundle_completion_seconds", set()),

@@ -26,6 +26,7 @@ from handlers.messages import (
 )
 from handlers.plan import Route, StagingSource, Target
 from handlers.resource_fetched import ResourceFetchedHandler
+from worker.budget import Budget
 from worker.delivery import Delivery, LeaseKeeper, LeaseLost
 from worker.ledger.base import Entry, LedgerUnavailable, Recorded
 from worker.ledger.database import migrate, open_database
@@ -76,7 +77,7 @@ class World:
             staging={"staging": staging},
             targets={"target": target},
             max_message_bytes=100_000,
-            large_transfers=4,
+            budget=Budget(1 << 30),
             on_complete=self.on_complete,
         )
 
@@ -86,7 +87,7 @@ class World:
     async def delivery(self, command: Command | bytes) -> Delivery:
         body = command if isinstance(command, bytes) else encode(command)
         await self.queue.send([OutgoingMessage(body)])
-        (delivery,) = self.keeper.hold(await self.queue.receive(1, 1))
+        (delivery,) = await self.keeper.hold(await self.queue.receive(1, 1))
         return delivery
 
     async def process(self, command: Command | bytes) -> Any:

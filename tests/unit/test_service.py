@@ -18,6 +18,7 @@ from handlers.messages import Bundle, BundleClosed, ClosedBundle, Payload, Resou
 from handlers.plan import Route, StagingSource, Target
 from handlers.resource_fetched import ResourceFetchedHandler
 from worker import service as service_module
+from worker.budget import Budget
 from worker.disposition import RetryPolicy
 from worker.health import Health
 from worker.ledger.base import Summary
@@ -170,7 +171,7 @@ class World:
             staging={"staging": self.staging},
             targets=targets,
             max_message_bytes=100_000,
-            large_transfers=4,
+            budget=Budget(1 << 30),
             on_complete=relay.wake,
         )
         return Service(
@@ -178,6 +179,7 @@ class World:
             pipeline=pipeline,
             relay=relay,
             ledger=self.ledger,
+            housekeeping=None,
             settings=ServiceSettings(4, drain),
             retry=RetryPolicy(),
             random=lambda: 0.0,

@@ -140,6 +140,14 @@ def test_the_ledger_url_survives_odd_characters_in_home(load: Load, tmp_path: Pa
     assert load(home=home).ledger.path == home / "ledger.db"
 
 
+def test_the_ledger_may_be_on_a_server(load: Load) -> None:
+    url = "postgresql://u:p%40@db.example:5433/ledger?sslmode=require"
+    settings = load("ledger: {url_env: LEDGER, pooler: true}\n", LEDGER=url)
+    assert (settings.ledger.url, settings.ledger.path) == (url, None)
+    assert (settings.ledger.pooler, settings.ledger.listen) == (True, True)
+    assert "p%40" not in f"{settings!r} {settings.redacted()}"
+
+
 def test_places_beside_main_do_not_share_its_directory(load: Load) -> None:
     settings = load("targets: {main: {}, cold: {}}\nstaging: {main: {}, web: {}}\nroute: {targets: [cold]}\n")
     home = settings.home
@@ -245,7 +253,7 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
     text = "\n".join(found)
     assert "t.yaml:2: worker.concurency: unknown key; did you mean 'concurrency'?" in text
     assert "t.yaml:3: worker.max_attempts: '0' should be greater than or equal to 1; correct it" in text
-    assert "t.yaml:5: queue.type: no queue has that name; there are: embedded, memory, sqs" in text
+    assert "t.yaml:5: queue.type: no queue has that name; there are: embedded, memory, rabbitmq, sqs" in text
     assert "t.yaml:7: targets.main.bucket: is required; add it, or bucket_env with the name" in text
     assert "t.yaml:9: targets.main.prefix: 'a/../b' is refused: a prefix has no '.' or '..' segments" in text
     assert "t.yaml:11: admin.host: '0.0.0.0' is refused: only a loopback address" in text
@@ -276,7 +284,11 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
         ("worker: {drain_timeout: .nan}\n", "t.yaml:1: worker.drain_timeout: 'nan' should be a finite number"),
         ("route: {targets: [man]}\n", "t.yaml:1: route.targets: no target is named 'man'; did you mean 'main'?"),
         ("targets: {a: {}, b: {}}\n", "t.yaml: route.targets: names 2 targets (a, b), and this version writes to exactly one"),
-        ("ledger: {url: 'postgresql://u:p@h/d'}\n", "t.yaml:1: ledger.url: 'postgresql://**********@h/d' is refused: the ledger cannot be 'postgresql' in this version"),
+        ("ledger: {url: 'mysql://u:p@h/d'}\n", "t.yaml:1: ledger.url: 'mysql://**********@h/d' is refused: the ledger cannot be 'mysql'; use sqlite:///"),
+        ("ledger: {url: 'postgresql+psycopg://u:p@h/d'}\n", "t.yaml:1: ledger.url: 'postgresql+psycopg://**********@h/d' is refused: the ledger talks to PostgreSQL through asyncpg, not 'psycopg'"),
+        ("ledger: {url: 'postgresql://u:p@h'}\n", "t.yaml:1: ledger.url: 'postgresql://**********@h' is refused: the ledger's URL names a host and a database"),
+        ("ledger: {url: 'postgresql:///d'}\n", "t.yaml:1: ledger.url: 'postgresql:///d' is refused: the ledger's URL names a host and a database"),
+        ("ledger: {url: 'postgresql://h/d?password=p'}\n", "t.yaml:1: ledger.url: 'postgresql://h/d?password=**********' is refused: the ledger's URL has no parameter 'password'"),
         ("ledger: {url: 'sqlite://'}\n", "t.yaml:1: ledger.url: 'sqlite://' is refused: the ledger is one file"),
         ("ledger: {url: 'sqlite:///:memory:'}\n", "t.yaml:1: ledger.url: 'sqlite:///:memory:' is refused: the ledger is one file"),
         ("ledger: {url: 'sqlite:///x.db?mode=ro'}\n", "t.yaml:1: ledger.url: 'sqlite:///x.db?mode=ro' is refused: the ledger is one file"),
@@ -328,7 +340,8 @@ def test_kubernetes_service_variables_are_not_settings(load: Load) -> None:
         f"targets: {{main: '{CANARY}'}}\n",
         f"queue: {{type: '{CANARY}'}}\n",
         f"password: '{CANARY}'\n",
-        f"ledger: {{url: 'postgresql://u:{CANARY.replace('/', '')}@h/d'}}\n",
+        f"ledger: {{url: 'mysql://u:{CANARY.replace('/', '')}@h/d'}}\n",
+        f"ledger: {{url: 'postgresql://u@h/d?password={CANARY.replace('/', '')}'}}\n",
         f"targets: {{main: {{secret_access_key: '{CANARY}\n",
     ],
 )
@@ -570,6 +583,7 @@ def test_the_schema_knows_every_adapter_with_its_options() -> None:
     assert {v["properties"]["type"]["const"] for v in schema["properties"]["queue"]["oneOf"]} == {
         "embedded",
         "memory",
+        "rabbitmq",
         "sqs",
     }
     references = set(re.findall(r'"#/\$defs/(\w+)"', json.dumps(schema)))

@@ -1,20 +1,31 @@
 """SqsQueue and SqsPublisher where AWS is stricter, or less lucky, than LocalStack."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from tests.conformance.queues import StaleHandleConformance, Subject, outgoing, take
-from tests.support.strict_sqs import Refusal, StrictSqs, strict_sqs
+from tests.support.strict_sqs import ACCOUNT, Refusal, StrictSqs, strict_sqs
+from worker.aws import size
 from worker.publishers.base import Notification, PublishError, PublishRefused
 from worker.publishers.sqs import SqsPublisher, SqsPublisherOptions
 from worker.queues.base import (
+    ATTEMPTS_ATTRIBUTE,
+    DETAIL_ATTRIBUTE,
+    ERROR_ATTRIBUTE,
     REASON_ATTRIBUTE,
+    REDRIVES_ATTRIBUTE,
+    TIME_ATTRIBUTE,
     Ack,
     Dead,
+    Message,
     OutgoingMessage,
     QueueDenied,
     QueueError,
@@ -23,6 +34,13 @@ from worker.queues.base import (
     Retry,
 )
 from worker.queues.sqs import SqsQueue, SqsQueueOptions
+from worker.queues.sqs_dead_letters import letter_attributes
+
+
+def policy(receives: int) -> str:
+    return json.dumps(
+        {"deadLetterTargetArn": f"arn:aws:sqs:us-east-1:{ACCOUNT}:dead", "maxReceiveCount": receives}
+    )
 
 
 def connection(service: StrictSqs, queue: str = "main") -> dict[str, Any]:
@@ -33,13 +51,6 @@ def connection(service: StrictSqs, queue: str = "main") -> dict[str, Any]:
         "access_key_id": "test",
         "secret_access_key": SecretStr("canary-secret"),
     }
-
-
-def refuse(service: StrictSqs, operation: str, code: str, status: int = 400, times: int = 1) -> None:
-    def raise_it(_: dict[str, Any]) -> None:
-        raise Refusal(code, status)
-
-    service.faults[operation] = [raise_it] * times
 
 
 @pytest.fixture
@@ -92,13 +103,13 @@ async def test_case_25_a_failed_entry_of_a_send_is_an_error(service: StrictSqs, 
 
 
 async def test_case_27_a_lost_reply_of_a_send_is_sent_again(service: StrictSqs, queue: SqsQueue) -> None:
-    service.lose_reply.add("SendMessageBatch")
+    service.lost_replies["SendMessageBatch"] = 1
     await queue.send(outgoing(b"perhaps twice"))
     assert {stored.body for stored in service.queues["main"]} == {"perhaps twice"}
 
 
 async def test_brief_throttling_passes_unnoticed(service: StrictSqs, queue: SqsQueue) -> None:
-    refuse(service, "SendMessageBatch", "RequestThrottled")
+    service.refuse("SendMessageBatch", "RequestThrottled")
     await queue.send(outgoing(b"x"))
     assert len(service.queues["main"]) == 1
 
@@ -118,7 +129,7 @@ async def test_brief_throttling_passes_unnoticed(service: StrictSqs, queue: SqsQ
 async def test_case_39_failures_are_told_apart(
     service: StrictSqs, queue: SqsQueue, code: str, status: int, expected: type[QueueError]
 ) -> None:
-    refuse(service, "ReceiveMessage", code, status, times=3)
+    service.refuse("ReceiveMessage", code, status, times=3)
     with pytest.raises(QueueError) as raised:
         await queue.receive(1, wait=0)
     assert type(raised.value) is expected
@@ -161,35 +172,160 @@ async def test_a_large_send_is_split_by_size(service: StrictSqs, queue: SqsQueue
 
 
 async def test_a_dead_letter_keeps_the_attributes_that_fit(service: StrictSqs, queue: SqsQueue) -> None:
-    await queue.send([OutgoingMessage(b"body", {f"a{index}": "v" for index in range(10)})])
+    own = {f"a{index}": "v" for index in range(8)} | {"traceparent": "00-1", REDRIVES_ATTRIBUTE: "2"}
+    await queue.send([OutgoingMessage(b"body", own)])
     (message,) = await take(queue)
     assert await queue.settle(message, Dead("malformed", "NUL \0 here " + "long " * 1000)) is True
     (letter,) = service.queues["dead"]
     assert letter.body == "body"
-    assert len(letter.attributes) == 10
-    assert letter.attributes[REASON_ATTRIBUTE]["StringValue"] == "malformed"
+    kept = {name: value["StringValue"] for name, value in letter.attributes.items()}
+    del own["a7"]
+    assert kept == own | {REASON_ATTRIBUTE: "malformed"}
     assert service.queues["main"] == []
 
 
-async def test_a_retry_is_at_most_twelve_hours(service: StrictSqs, queue: SqsQueue) -> None:
+STORY = {
+    REASON_ATTRIBUTE: "too_many_attempts",
+    ERROR_ATTRIBUTE: "Unavailable",
+    DETAIL_ATTRIBUTE: "ö" * 2000,
+    TIME_ATTRIBUTE: "2026-01-01",
+    ATTEMPTS_ATTRIBUTE: json.dumps(
+        [{"at": "x", "error": "E", "detail": f"{index}" * 300} for index in range(10)]
+    ),
+}
+
+
+def test_the_story_comes_after_the_reason_and_the_messages_own_attributes() -> None:
+    own = {f"a{index}": "v" for index in range(6)} | {REASON_ATTRIBUTE: "an older one"}
+    kept = letter_attributes(b"body", own, STORY, 1 << 20)
+    assert list(kept) == [REASON_ATTRIBUTE, *sorted(own.keys() - STORY), *list(STORY)[1:4]]
+    assert kept[REASON_ATTRIBUTE] == "too_many_attempts"
+
+
+@given(st.integers(0, 5000))
+@example(5000)
+def test_a_letter_is_never_too_large_and_is_shortened_before_it_is_cut(room: int) -> None:
+    body, own = b"x" * 10_000, {"origin": "fetcher", "traceparent": "00-1"}
+    kept = letter_attributes(body, own, STORY, len(body) + room)
+    assert size(body, kept) <= len(body) + room
+    whole = [*own, *(name for name in STORY if name not in {DETAIL_ATTRIBUTE, ATTEMPTS_ATTRIBUTE})]
+    assert {name for name in whole if name in kept and kept[name] != (own | STORY)[name]} == set()
+    if room >= 100:
+        assert kept.keys() >= {REASON_ATTRIBUTE, *own}
+    if ATTEMPTS_ATTRIBUTE in kept:
+        log = json.loads(kept[ATTEMPTS_ATTRIBUTE])
+        assert log[-1]["detail"].startswith("9")
+        assert len(log) < 2 or log[0]["detail"].startswith("0")
+    if room == 5000:
+        assert kept.keys() == {*own, *STORY}
+        assert len(kept[DETAIL_ATTRIBUTE]) == 1000
+        assert 2 <= len(json.loads(kept[ATTEMPTS_ATTRIBUTE])) < 10
+
+
+async def test_case_28_a_body_that_fills_the_letter_is_buried_all_the_same(service: StrictSqs) -> None:
+    limit = {"MaximumMessageSize": str(256 << 10)}
+    service.settings = {"main": limit, "dead": limit}
+    queue = await SqsQueue.connect(SqsQueueOptions(**connection(service)))
+    await queue.send([OutgoingMessage(b"x" * (256 << 10))])
+    (message,) = await take(queue)
+    assert await queue.settle(message, Dead("malformed", "line 1")) is True
+    assert (len(service.queues["dead"]), service.queues["main"]) == (1, [])
+    await queue.aclose()
+
+
+async def test_case_29_a_letter_that_is_refused_keeps_its_message(
+    service: StrictSqs, queue: SqsQueue
+) -> None:
+    await queue.send(outgoing(b"keep me"))
+    (message,) = await take(queue)
+    service.refusals["SendMessage"] = Refusal("KmsAccessDeniedException")
+    with pytest.raises(QueueUnavailable, match="no dead letter"):
+        await queue.settle(message, Dead("malformed"))
+    assert service.asked("DeleteMessageBatch") == []
+    assert [stored.id for stored in service.queues["main"]] == [message.id]
+    service.refusals.clear()
+    assert await queue.settle(message, Dead("malformed")) is True
+    assert (len(service.queues["dead"]), service.queues["main"]) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("main", "dead", "warnings"),
+    [
+        ({}, {}, []),
+        ({"MessageRetentionPeriod": "1209600"}, {}, ["may expire"]),
+        ({}, {"MessageRetentionPeriod": "86400"}, ["may expire"]),
+        ({"RedrivePolicy": policy(5)}, {}, ["without a reason"]),
+        ({"RedrivePolicy": policy(99)}, {"MessageRetentionPeriod": "60"}, ["may expire", "without a reason"]),
+    ],
+)
+async def test_case_31_letters_that_would_expire_or_have_no_reason_are_warned_of(
+    service: StrictSqs, main: dict[str, str], dead: dict[str, str], warnings: list[str]
+) -> None:
+    service.settings = {"main": main, "dead": dead}
+    with capture_logs() as logs:
+        queue = await SqsQueue.connect(SqsQueueOptions(**connection(service)))
+    await queue.aclose()
+    assert [log["log_level"] for log in logs] == ["warning"] * len(warnings)
+    for log, words in zip(logs, warnings, strict=True):
+        assert words in log["event"]
+
+
+async def test_letters_may_be_written_where_they_may_not_be_looked_at(service: StrictSqs) -> None:
+    def closed(asked: dict[str, Any]) -> None:
+        if asked["QueueUrl"] == service.url("dead"):
+            raise Refusal("AccessDeniedException")
+
+    service.faults["GetQueueAttributes"] = [closed, closed]
+    queue = await SqsQueue.connect(SqsQueueOptions(**connection(service)))
+    await queue.send(outgoing(b"x"))
+    (message,) = await take(queue)
+    assert await queue.settle(message, Dead("malformed")) is True
+    assert len(service.queues["dead"]) == 1
+    await queue.aclose()
+
+
+async def test_a_retry_is_at_most_eleven_hours(service: StrictSqs, queue: SqsQueue) -> None:
+    """Twelve would be refused, because the message has been held for a while."""
     await queue.send(outgoing(b"x"))
     (message,) = await take(queue)
     assert await queue.settle(message, Retry(delay=1e6)) is True
     operation, asked = service.requests[-1]
-    assert (operation, asked["Entries"][0]["VisibilityTimeout"]) == ("ChangeMessageVisibilityBatch", 43_200)
+    assert (operation, asked["Entries"][0]["VisibilityTimeout"]) == ("ChangeMessageVisibilityBatch", 39_600)
 
 
-async def test_case_22_a_message_held_for_twelve_hours_counts_as_lost(
+async def test_case_22_what_would_be_held_past_twelve_hours_counts_as_lost(
+    service: StrictSqs, queue: SqsQueue
+) -> None:
+    assert queue.longest_hold == 43_200
+    await queue.send(outgoing(b"x", b"y"))
+    kept, spent = await take(queue, 2)
+    next(stored for stored in service.queues["main"] if stored.id == spent.id).taken_at -= 43_200 - 20
+    assert await queue.extend([kept, spent]) == [spent]
+
+
+async def test_case_22_shortly_before_twelve_hours_a_message_can_still_be_buried(
+    service: StrictSqs, queue: SqsQueue
+) -> None:
+    await queue.send(outgoing(b"x"))
+    (message,) = await take(queue)
+    service.queues["main"][0].taken_at -= 43_200 - 20
+    assert await queue.extend([message]) == [message]
+    assert await queue.settle(message, Dead("held_too_long")) is True
+    assert (len(service.queues["dead"]), service.queues["main"]) == (1, [])
+
+
+async def test_too_many_in_flight_is_unavailable_and_a_long_poll_waits(
     service: StrictSqs, queue: SqsQueue
 ) -> None:
     await queue.send(outgoing(b"x", b"y"))
-    kept, spent = await take(queue, 2)
-    service.fail_entries[spent.handle] = {
-        "SenderFault": True,
-        "Code": "InvalidParameterValue",
-        "Message": "Total VisibilityTimeout for the message is beyond the limit [43200 seconds]",
-    }
-    assert await queue.extend([kept, spent]) == [spent]
+    (held,) = await queue.receive(1, wait=0)
+    service.in_flight_limit = 1
+    with pytest.raises(QueueUnavailable):
+        await queue.receive(1, wait=0)
+    waiting = asyncio.create_task(_receive(queue))
+    await asyncio.sleep(0)
+    assert await queue.settle(held, Retry(0)) is True
+    assert len(await waiting) == 1
 
 
 async def test_the_lease_may_be_the_options(service: StrictSqs) -> None:
@@ -210,12 +346,16 @@ async def test_published_outcomes_are_per_notification(service: StrictSqs) -> No
     }
     outcomes = await publisher.publish(sent)
     assert [type(outcome) for outcome in outcomes] == [PublishRefused, PublishError, type(None)]
-    refuse(service, "SendMessageBatch", "InvalidParameterValue")
+    service.refuse("SendMessageBatch", "InvalidParameterValue")
     assert list(await publisher.publish(sent)) == [None, None, None]
     service.requests.clear()
-    refuse(service, "SendMessageBatch", "InternalFailure", 500, times=3)
+    service.refuse("SendMessageBatch", "InternalFailure", 500, times=3)
     outcomes = await publisher.publish(sent * 5)
     assert all(isinstance(outcome, PublishError) and outcome.retryable for outcome in outcomes)
     # One request in three attempts: the rest is not tried against a queue that is down.
     assert len(service.requests) == 3
     await publisher.aclose()
+
+
+async def _receive(queue: SqsQueue) -> Sequence[Message]:
+    return await queue.receive(1, wait=15)

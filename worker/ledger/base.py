@@ -274,8 +274,11 @@ class Ledger(Protocol):
         """Bundles published at least `age` seconds ago whose staged payloads are not known to be deleted."""
         ...
 
-    async def mark_unstaged(self, bids: Sequence[str]) -> None:
-        """Their staged payloads are deleted. A late resource makes a bundle `staged` again."""
+    async def mark_unstaged(self, seen: Mapping[str, int]) -> None:
+        """The staged payloads of that many resources are deleted, by bundle. One with more resources by now stays `staged`.
+
+        A late resource makes a bundle `staged` again.
+        """
         ...
 
     async def retire(self, age: float, limit: int) -> Retired:

@@ -1,32 +1,41 @@
-"""Opens the ledger's database: transactions on it, schema check and migration, driver errors to `LedgerError`.
+"""The ledger's database: the port its adapters keep to, which adapter a URL means, schema check and migration.
 
-Called by worker/bootstrap.py and `transload migrate`; worker/ledger/sql.py runs its transactions here.
+Called by worker/bootstrap.py and `transload migrate`; worker/ledger/sql.py runs its transactions here. Adapters: `sqlite.py`,
+`postgresql.py`.
 """
 
-import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.resources import as_file, files
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, select, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError, StatementError
+from sqlalchemy import URL, Connection, inspect, text
 
-from worker.ledger.base import LedgerCorrupt, LedgerError, LedgerRefused, LedgerUnavailable, SchemaMismatch
+from backends.failpoints import failpoint
+from worker.ledger.base import LedgerError, SchemaMismatch
 from worker.ledger.schema import HEAD
-from worker.sqlite import CHECK_LIMIT, OLDEST
+from worker.ledger.sqlite import SqliteDatabase, open_sqlite, translated
+from worker.ledger.urls import ledger_url
+from worker.sqlite import OLDEST
+
+__all__ = [
+    "Database",
+    "SqliteDatabase",
+    "check_schema",
+    "migrate",
+    "open_database",
+    "schema_version",
+    "translated",
+]
 
 Result = TypeVar("Result")
 
-_SQLITE_BUSY_SECONDS = 30
-_CORRUPT = ("malformed", "not a database", "file is encrypted")
-
 
 class Database(Protocol):
-    """Runs whole transactions. `work` is plain blocking code: it sees one connection and one transaction, already begun."""
+    """Runs whole transactions. `work` is plain blocking code: it sees one connection and one transaction, already begun.
+
+    It may run more than once, when the database undid the first run because of a conflict: it keeps nothing between runs.
+    """
 
     @property
     def url(self) -> URL:
@@ -39,7 +48,7 @@ class Database(Protocol):
         ...
 
     async def read(self, work: Callable[[Connection], Result]) -> Result:
-        """A transaction that changes nothing. Raises `LedgerError`."""
+        """A transaction that changes nothing and sees one state of the database. Raises `LedgerError`."""
         ...
 
     async def write(self, work: Callable[[Connection], Result]) -> Result:
@@ -49,16 +58,27 @@ class Database(Protocol):
         """
         ...
 
-    def notify(self, conn: Connection) -> None:
-        """Within a transaction: tell whoever watches that a completion is due once it commits."""
+    async def exclusively(self, work: Callable[[Connection], Result]) -> Result:
+        """As `write`, but no two of these run at once, whatever process they are in, and it may take its time."""
         ...
 
-    async def watch(self, wake: Callable[[], None]) -> None:
-        """Call `wake` when another connection notified, and after each reconnect. Runs until cancelled."""
+    async def prepare(self) -> None:
+        """Make what has to be there before the first transaction. Raises `LedgerError`."""
         ...
 
     async def check(self) -> None:
-        """Return when the database is sound, as far as that can be told quickly. Raises `LedgerCorrupt`."""
+        """Return when the database is sound, as far as that can be told quickly. Raises `LedgerError`."""
+        ...
+
+    def notify(self, conn: Connection) -> None:
+        """Inside a transaction: when it commits, tell those who `watch` that a completion is due."""
+        ...
+
+    async def watch(self, wake: Callable[[], None]) -> None:
+        """Call `wake` whenever a transaction that notified has committed, in any process. Runs until it is cancelled.
+
+        A notification may be missed, and then `wake` is called once more than needed: those who watch poll as well.
+        """
         ...
 
     async def aclose(self) -> None:
@@ -66,156 +86,90 @@ class Database(Protocol):
         ...
 
 
-class SqliteDatabase:
-    """One file; one thread that writes and one that reads, as SQLite in WAL mode has it: one hop a transaction."""
+def open_database(url: str, *, pooler: bool = False, listen: bool = True) -> Database:
+    """The database behind a `sqlite:///path` or `postgresql://…` URL. Nothing is connected yet.
 
-    def __init__(self, engine: Engine) -> None:
-        """Takes over the engine."""
-        self._engine = engine
-        self._reading = engine.execution_options(read_only=True)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger-write")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="ledger-read")
+    `pooler`: the URL leads to PgBouncer or its like. With `listen=False`, and behind a pooler, no connection is held for
+    notifications: `watch` wakes nobody.
 
-    @property
-    def url(self) -> URL:
-        """As the setting spells it, without the driver."""
-        return self._engine.url.set(drivername="sqlite")
-
-    @property
-    def dialect(self) -> str:
-        return "sqlite"
-
-    async def read(self, work: Callable[[Connection], Result]) -> Result:
-        def transaction() -> Result:
-            with self._reading.connect() as conn:
-                return work(conn)
-
-        return await self._run(self._reader, transaction)
-
-    async def write(self, work: Callable[[Connection], Result]) -> Result:
-        def transaction() -> Result:
-            with self._engine.begin() as conn:
-                return work(conn)
-
-        return await self._run(self._writer, transaction)
-
-    def notify(self, conn: Connection) -> None:
-        """Other processes find it by polling."""
-
-    async def watch(self, wake: Callable[[], None]) -> None:  # noqa: ARG002 - nobody tells
-        await asyncio.Event().wait()
-
-    async def check(self) -> None:
-        """Read every page of a file up to `CHECK_LIMIT`; a larger one is trusted until it is read."""
-
-        def quick_check(conn: Connection) -> str:
-            size = Path(self.url.database or "").stat().st_size
-            if size > CHECK_LIMIT:
-                return "ok"
-            return str(conn.execute(text("PRAGMA quick_check(1)")).scalar_one())
-
-        if (verdict := await self.read(quick_check)) != "ok":
-            raise _corrupt(self.url, verdict)
-
-    async def aclose(self) -> None:
-        for pool in (self._writer, self._reader):
-            await asyncio.to_thread(pool.shutdown)
-        self._engine.dispose()
-
-    async def _run(self, pool: ThreadPoolExecutor, transaction: Callable[[], Result]) -> Result:
-        try:
-            running = asyncio.get_running_loop().run_in_executor(pool, transaction)
-        except RuntimeError as exc:
-            raise LedgerUnavailable(f"ledger {self.url.render_as_string()} is closed") from exc
-        with translated(self.url):
-            return await running
-
-
-def open_database(url: str) -> Database:
-    """The database behind a `sqlite:///path` URL. Nothing is connected yet.
-
-    Raises `LedgerError` for a URL or a SQLite library this release cannot use.
+    Raises `LedgerError` for a URL or a library this release cannot use, and for an extra that is not installed.
     """
     try:
-        parsed = make_url(url)
-    except ArgumentError as exc:
-        raise LedgerError("ledger.url is not a database URL; use sqlite:////absolute/path/ledger.db") from exc
-    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        parsed = ledger_url(url)
+    except ValueError as exc:
+        raise LedgerError(f"ledger.url: {exc}") from exc
+    if parsed.drivername == "sqlite":
+        if sqlite3.sqlite_version_info < OLDEST:
+            raise LedgerError(
+                f"this Python's SQLite is {sqlite3.sqlite_version}; the ledger needs 3.35 or newer: use another Python"
+            )
+        return open_sqlite(parsed)
+    try:
+        # Its packages are of an extra, and importing them takes time that an embedded worker need not spend.
+        from worker.ledger.postgresql import open_postgresql  # noqa: PLC0415
+    except ModuleNotFoundError as exc:
         raise LedgerError(
-            f"ledger.url {parsed.render_as_string()} is not supported; use sqlite:////absolute/path/ledger.db"
-        )
-    if sqlite3.sqlite_version_info < OLDEST:
-        raise LedgerError(
-            f"this Python's SQLite is {sqlite3.sqlite_version}; the ledger needs 3.35 or newer: use another Python"
-        )
-    engine = create_engine(
-        parsed.set(drivername="sqlite+pysqlite"),
-        pool_size=2,
-        max_overflow=0,
-        connect_args={"timeout": _SQLITE_BUSY_SECONDS, "check_same_thread": False},
-    )
-    _prepare_sqlite(engine)
-    return SqliteDatabase(engine)
+            f"ledger 'postgresql' needs the package {exc.name!r}; "
+            "install it with: pip install 'transload[postgres]'"
+        ) from exc
+    return open_postgresql(parsed, pooler=pooler, listen=listen)
 
 
 async def schema_version(database: Database) -> str | None:
     """The revision the database is at, None when it is empty."""
-
-    def find(conn: Connection) -> str | None:
-        if not inspect(conn).has_table("alembic_version"):
-            return None
-        return conn.execute(
-            select(text("version_num")).select_from(text("alembic_version"))
-        ).scalar_one_or_none()
-
-    return await database.read(find)
+    return await database.read(_version)
 
 
 async def check_schema(database: Database) -> None:
-    """Return when the database is at this release's revision.
+    """Return when this release can work with the database: it has its revision, or a newer one that says it is compatible.
 
     Raises `SchemaMismatch` with what to do otherwise.
     """
-    found = await schema_version(database)
-    if found == HEAD:
-        await database.check()
-        return
-    where = database.url.render_as_string()
+    found, oldest = await database.read(lambda conn: (_version(conn), _oldest(conn)))
+    where = f"the ledger {database.url.render_as_string()} is at schema {found or 'none'}"
     if found is None or found < HEAD:
-        raise SchemaMismatch(
-            f"the ledger {where} is at schema {found or 'none'}, this release needs {HEAD}; run: transload migrate"
-        )
-    raise SchemaMismatch(
-        f"the ledger {where} is at schema {found}, newer than this release knows ({HEAD}); use a newer transload"
-    )
+        raise SchemaMismatch(f"{where}, this release needs {HEAD}; run: transload migrate")
+    if found > HEAD and (oldest is None or oldest > HEAD):
+        raise SchemaMismatch(f"{where}, newer than this release knows ({HEAD}); use a newer transload")
+    await database.check()
 
 
 async def migrate(database: Database) -> str | None:
     """Bring the database to this release's revision in one transaction; the revision it was at before.
 
-    Several processes may try at once: on SQLite the transaction that begins first does it, the others find it done.
+    Several processes may try at once: the first does it, the others find it done. A newer database that says it is
+    compatible is left as it is.
 
     Raises `SchemaMismatch` when the database is newer than this release.
     """
-    if database.dialect == "sqlite":
-        with translated(database.url):
-            await asyncio.to_thread(_make_file, Path(database.url.database or ""))
+    await database.prepare()
     before = await schema_version(database)
-    if before == HEAD:
-        return before
-    if before is not None and before > HEAD:
+    if before is None or before < HEAD:
+        failpoint("ledger.migrate.before")
+        await database.exclusively(_upgrade)
+        failpoint("ledger.migrate.after")
+    elif before > HEAD:
         await check_schema(database)
-    await database.write(_upgrade)
     return before
 
 
-def _make_file(path: Path) -> None:
-    """It holds URLs and what fetchers said of them: for its owner only, like the queue beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
+def _version(conn: Connection) -> str | None:
+    if not inspect(conn).has_table("alembic_version"):
+        return None
+    return conn.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
+
+
+def _oldest(conn: Connection) -> str | None:
+    """The oldest revision whose release may still work with the database, as the migration that came last wrote it."""
+    if not inspect(conn).has_table("schema_compatibility"):
+        return None
+    return conn.execute(text("SELECT oldest FROM schema_compatibility")).scalar_one_or_none()
 
 
 def _upgrade(conn: Connection) -> None:
+    # Another process may have migrated while this one waited to be alone.
+    if (_version(conn) or "") >= HEAD:
+        return
     # Importing Alembic takes a quarter of a second, which only those who migrate should pay.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
@@ -225,53 +179,3 @@ def _upgrade(conn: Connection) -> None:
         config.set_main_option("script_location", str(scripts).replace("%", "%%"))
         config.attributes["connection"] = conn
         command.upgrade(config, HEAD)
-
-
-@contextmanager
-def translated(url: URL) -> Iterator[None]:
-    """Turn what the driver raises into the ledger's own errors."""
-    try:
-        yield
-    except DBAPIError as exc:
-        raise _translate(exc, url) from exc
-    except (StatementError, ArithmeticError, TypeError, ValueError, RecursionError) as exc:
-        # Raised before the database was asked: a value it has no type for.
-        reason = exc.orig if isinstance(exc, StatementError) else exc
-        raise LedgerRefused(f"ledger {url.render_as_string()}: {reason}") from exc
-    except (SQLAlchemyError, OSError) as exc:
-        raise LedgerUnavailable(f"ledger {url.render_as_string()}: {exc}") from exc
-
-
-def _translate(exc: DBAPIError, url: URL) -> LedgerError:
-    reason = str(exc.orig)
-    where = f"ledger {url.render_as_string()}"
-    if any(sign in reason for sign in _CORRUPT):
-        return _corrupt(url, reason)
-    if "unable to open database file" in reason:
-        return LedgerUnavailable(f"{where}: {reason}; does its folder exist, and may this user write there?")
-    if type(exc.orig).__name__ in {"OperationalError", "InterfaceError"} or exc.connection_invalidated:
-        return LedgerUnavailable(f"{where}: {reason}")
-    return LedgerRefused(f"{where}: {reason}")
-
-
-def _corrupt(url: URL, reason: str) -> LedgerCorrupt:
-    return LedgerCorrupt(
-        f"ledger {url.render_as_string()} is damaged ({reason}); restore it from a backup, do not delete it: it holds completions"
-    )
-
-
-def _prepare_sqlite(engine: Engine) -> None:
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _record: Any) -> None:
-        # The driver's own idea of when to BEGIN would start write transactions as readers and let them fail later.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        # FULL: a commit is on disk when it returns, in WAL mode too (https://www.sqlite.org/pragma.html#pragma_synchronous).
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def begin(conn: Connection) -> None:
-        read_only = conn.get_execution_options().get("read_only", False)
-        conn.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

@@ -3,9 +3,9 @@
 Called by worker/ledger/sql.py only. Nothing here touches a bundle whose completion is not out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from sqlalchemy import ColumnElement, Connection, delete, exists, select, update
+from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, update
 
 from worker.ledger.base import Retired
 from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources
@@ -22,9 +22,19 @@ def staged(conn: Connection, age_ms: int, limit: int) -> Sequence[str]:
     return conn.execute(statement).scalars().all()
 
 
-def mark_unstaged(conn: Connection, bids: Sequence[str]) -> None:
-    """Their payloads are deleted from staging."""
-    conn.execute(update(bundles).where(bundles.c.bid.in_(bids)).values(unstaged_at=now_ms()))
+def mark_unstaged(conn: Connection, seen: Mapping[str, int]) -> None:
+    """The payloads of that many resources are deleted from staging."""
+    bids = sorted(seen)
+    # Counted under the lock: a late resource is either seen here, or comes after this and takes the mark away.
+    conn.execute(
+        select(bundles.c.bid).where(bundles.c.bid.in_(bids)).order_by(bundles.c.bid).with_for_update()
+    )
+    counted = conn.execute(
+        select(resources.c.bid, func.count()).where(resources.c.bid.in_(bids)).group_by(resources.c.bid)
+    )
+    now = {row[0]: row[1] for row in counted}
+    done = [bid for bid in bids if now.get(bid, 0) <= seen[bid]]
+    conn.execute(update(bundles).where(bundles.c.bid.in_(done)).values(unstaged_at=now_ms()))
 
 
 def retire(conn: Connection, age_ms: int, limit: int) -> Retired:

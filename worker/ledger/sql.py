@@ -224,9 +224,9 @@ class SqlLedger:
     async def staged(self, age: float, limit: int) -> Sequence[str]:
         return await self._database.read(lambda conn: retention.staged(conn, _ms(age), limit))
 
-    async def mark_unstaged(self, bids: Sequence[str]) -> None:
+    async def mark_unstaged(self, seen: Mapping[str, int]) -> None:
         failpoint("ledger.mark_unstaged.before")
-        await self._database.write(lambda conn: retention.mark_unstaged(conn, bids))
+        await self._database.write(lambda conn: retention.mark_unstaged(conn, seen))
         failpoint("ledger.mark_unstaged.after")
 
     async def retire(self, age: float, limit: int) -> Retired:

@@ -14,6 +14,7 @@ from typing import ClassVar, Self, cast
 
 from pydantic import Field
 
+from backends.failpoints import failpoint
 from worker.publishers.base import Notification, PublisherOptions, PublishError, PublishRefused
 from worker.sqlite import (
     Database,
@@ -103,10 +104,13 @@ class EmbeddedPublisher:
         def insert(connection: sqlite3.Connection) -> list[PublishError | None]:
             return [_insert(connection, notification) for notification in notifications]
 
+        failpoint("embedded_publisher.commit.before")
         try:
-            return await self._database.run(insert)
+            outcomes = await self._database.run(insert)
         except DatabaseError as exc:
             return [_translate(exc)] * len(notifications)
+        failpoint("embedded_publisher.commit.after")
+        return outcomes
 
     async def read(self, after: int = 0, limit: int = 1000) -> list[StoredNotification]:
         """Up to `limit` notifications whose seq is greater than `after`, in order. Raises `PublishError`."""
@@ -120,7 +124,7 @@ class EmbeddedPublisher:
             ]
 
         try:
-            return await self._database.run(select)
+            return await self._database.read(select)
         except DatabaseError as exc:
             raise _translate(exc) from exc
 
@@ -131,7 +135,7 @@ class EmbeddedPublisher:
             return int(connection.execute("SELECT count(*) FROM completions").fetchone()[0])
 
         try:
-            return await self._database.run(count)
+            return await self._database.read(count)
         except DatabaseError as exc:
             raise _translate(exc) from exc
 

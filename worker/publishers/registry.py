@@ -10,6 +10,7 @@ PUBLISHERS: Registry[Publisher] = Registry(
     MappingProxyType(
         {
             "embedded": Entry("worker.publishers.embedded:EmbeddedPublisher"),
+            "rabbitmq": Entry("worker.publishers.rabbitmq:RabbitPublisher", extra="rabbitmq"),
             "sqs": Entry("worker.publishers.sqs:SqsPublisher", extra="sqs"),
         }
     ),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar, Self, cast
 
+from backends.failpoints import failpoint
 from worker.aws import (
     SDK_ERRORS,
     SMALLEST_LIMIT,
@@ -90,9 +91,11 @@ class SqsPublisher:
 
     async def _send(self, batch: Sequence[Notification]) -> list[PublishError | None]:
         try:
+            failpoint("sqs_publisher.send.before")
             reply = await self._client.send_message_batch(
                 QueueUrl=self._url, Entries=[self._entry(str(index), n) for index, n in enumerate(batch)]
             )
+            failpoint("sqs_publisher.send.after")
         except SDK_ERRORS as exc:
             if len(batch) > 1 and classify(exc) is Trouble.REFUSED:
                 # Some faults of one entry refuse the whole request; alone, each gets its own answer.

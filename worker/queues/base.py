@@ -157,7 +157,8 @@ class QueueError(Exception):
     QueueError
     ├── QueueMissing       there is no such queue
     ├── QueueDenied        these credentials may not do that
-    └── QueueUnavailable   no answer, or throttled: try later
+    ├── QueueUnavailable   no answer, or throttled: try later
+    └── HeldTooLong        work on a message outlasts the longest time the queue lets it be held
     """
 
     retryable = False
@@ -173,6 +174,12 @@ class QueueDenied(QueueError):
 
 class QueueUnavailable(QueueError):
     """No answer, throttled, or the storage under it is full or locked."""
+
+    retryable = True
+
+
+class HeldTooLong(QueueError):
+    """Work on a message outlasts the longest time the queue lets it be held."""
 
     retryable = True
 
@@ -211,7 +218,11 @@ class Queue(Protocol):
         ...
 
     async def extend(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Start the lease of each anew. Returns those whose lease is lost; the rest are held for `lease` more seconds."""
+        """Start the lease of each anew. Returns those whose lease is lost; the rest are held for `lease` more seconds.
+
+        When it raises, some may have been renewed and nobody knows which. Who needs to know extends them one by one, and
+        concurrently: adapters make batches of what is asked at the same time.
+        """
         ...
 
     async def settle(self, message: Message, disposition: Disposition) -> bool:

@@ -9,21 +9,19 @@ All calls that come in while one transaction runs share the next one, so the cos
 
 import asyncio
 import json
-import secrets
 import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self, TypeVar, cast
 
 from pydantic import Field, model_validator
 
+from backends.failpoints import failpoint
 from worker.batcher import Batcher
 from worker.queues.base import (
-    Ack,
     Dead,
     Depth,
     Disposition,
@@ -38,6 +36,7 @@ from worker.queues.base import (
     Retry,
     obituary,
 )
+from worker.queues.embedded_sql import SCHEMA, Extend, Receive, Rows, Send, Settle, Work, key_of
 from worker.sqlite import (
     Database,
     DatabaseBusy,
@@ -45,96 +44,9 @@ from worker.sqlite import (
     DatabaseError,
     DatabaseFailing,
     DatabaseFull,
-    Schema,
 )
 
 Result = TypeVar("Result")
-
-SCHEMA = Schema(
-    content="a Transload queue",
-    application_id=0x544C5155,
-    versions=(
-        (
-            # `nonce` is set while a receive holds the message, and differs for every receive.
-            """CREATE TABLE messages (
-                seq INTEGER PRIMARY KEY,
-                queue TEXT NOT NULL,
-                id TEXT NOT NULL,
-                body BLOB NOT NULL,
-                attributes TEXT NOT NULL,
-                sent_at INTEGER NOT NULL,
-                visible_at INTEGER NOT NULL,
-                receive_count INTEGER NOT NULL DEFAULT 0,
-                nonce INTEGER
-            ) STRICT""",
-            "CREATE INDEX due ON messages (queue, visible_at)",
-        ),
-    ),
-)
-
-# One statement for a whole batch: each step of a statement hands the GIL over, and under load takes long to get it back.
-_HELD = """
-    SELECT json_group_array(k.key) FROM json_each(?) AS k
-    CROSS JOIN messages AS m ON m.seq = json_extract(k.value, '$[0]')
-    WHERE m.nonce = json_extract(k.value, '$[1]') AND m.queue = ? AND m.visible_at > ?
-"""
-_LISTED = "seq IN (SELECT value FROM json_each(?))"
-_EXTEND = f"UPDATE messages SET visible_at = ? WHERE {_LISTED}"  # noqa: S608 - a constant, no value is spliced in
-_ACK = f"DELETE FROM messages WHERE {_LISTED}"  # noqa: S608 - as above
-_RETRY = "UPDATE messages SET visible_at = ?, nonce = NULL WHERE seq = ?"
-_BURY = """
-    UPDATE messages SET queue = ?, attributes = ?, visible_at = ?, receive_count = 0, nonce = NULL WHERE seq = ?
-"""
-_SEND = "INSERT INTO messages (queue, id, body, attributes, sent_at, visible_at) VALUES (?, ?, ?, ?, ?, ?)"
-_DUE = """
-    SELECT seq, id, body, attributes, sent_at, receive_count + 1 FROM messages
-    WHERE queue = ? AND visible_at <= ? ORDER BY visible_at, seq LIMIT ?
-"""
-_HIDE = f"""
-    UPDATE messages SET visible_at = ?, nonce = ?, receive_count = receive_count + 1 WHERE {_LISTED}
-"""  # noqa: S608 - as above
-_GIVE_BACK = """
-    UPDATE messages SET visible_at = ?, receive_count = receive_count - 1, nonce = NULL WHERE seq = ? AND nonce = ?
-"""
-_DEPTH = """
-    SELECT (SELECT count(*) FROM messages WHERE queue = :queue AND visible_at <= :now),
-           (SELECT count(nonce) FROM messages WHERE queue = :queue AND visible_at > :now),
-           (SELECT count(*) FROM messages WHERE queue = :queue AND visible_at > :now),
-           (SELECT count(*) FROM messages WHERE queue = :dead)
-"""
-
-Key = tuple[int, int]
-"""A handle taken apart: the row, and the nonce of the receive it belongs to."""
-
-
-@dataclass(slots=True)
-class _Send:
-    rows: Sequence[tuple[str, bytes, str, float]]
-
-
-@dataclass(slots=True)
-class _Settle:
-    key: Key
-    disposition: Disposition
-    attributes: str = ""
-    done: bool = False
-
-
-@dataclass(slots=True)
-class _Extend:
-    keys: Sequence[Key]
-    kept: list[bool] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Receive:
-    limit: int
-    messages: list[Message] = field(default_factory=list)
-    next_due: float | None = None
-    abandoned: bool = False
-
-
-_Work = _Send | _Settle | _Extend | _Receive
 
 
 class EmbeddedOptions(QueueOptions):
@@ -175,10 +87,11 @@ class EmbeddedQueue:
         self._database = database
         self._name = name
         self._dead = dead
+        self._rows = Rows(name, dead, int(options.lease * 1000))
         self._closed = False
         self._arrived = asyncio.Event()
         self._returning: set[asyncio.Task[None]] = set()
-        self._work: Batcher[_Work, None] = Batcher(self._flush, limit=1000, name=f"queue {name}")
+        self._work: Batcher[Work, None] = Batcher(self._flush, limit=1000, name=f"queue {name}")
 
     @classmethod
     async def connect(cls, options: QueueOptions) -> Self:
@@ -216,7 +129,7 @@ class EmbeddedQueue:
         while True:
             # Taken before the look, so that what arrives during it wakes us.
             arrived = self._arrived
-            look = _Receive(limit)
+            look = Receive(limit)
             try:
                 await self._submit(look)
             except asyncio.CancelledError:
@@ -236,39 +149,37 @@ class EmbeddedQueue:
 
     async def extend(self, messages: Sequence[Message]) -> Sequence[Message]:
         """As the port says; all in one transaction."""
-        extend = _Extend([_key(message) for message in messages])
+        extend = Extend([key_of(message) for message in messages])
+        failpoint("embedded_queue.extend.before")
         await self._submit(extend)
+        failpoint("embedded_queue.extend.after")
         return [message for message, kept in zip(messages, extend.kept, strict=True) if not kept]
 
     async def settle(self, message: Message, disposition: Disposition) -> bool:
         """As the port says; a dead letter appears and the message goes in one transaction."""
-        settle = _Settle(_key(message), disposition)
+        settle = Settle(key_of(message), disposition)
         if isinstance(disposition, Dead):
             if self._dead is None:
                 raise QueueMissing(f"queue {self._name!r} holds dead letters; it has none of its own")
             settle.attributes = _encode(message.attributes, obituary(message, disposition, self._name))
+        failpoint("embedded_queue.settle.before")
         await self._submit(settle)
+        failpoint("embedded_queue.settle.after")
         return settle.done
 
     async def send(self, messages: Sequence[OutgoingMessage]) -> None:
         """As the port says; all of them in one transaction, so here it is all or none."""
         rows = [(uuid.uuid4().hex, bytes(m.body), _encode(m.attributes), max(m.delay, 0.0)) for m in messages]
-        await self._submit(_Send(rows))
+        failpoint("embedded_queue.send.before")
+        await self._submit(Send(rows))
+        failpoint("embedded_queue.send.after")
 
     async def depth(self) -> Depth:
-        """Exact, at one moment."""
-
-        def count(connection: sqlite3.Connection) -> tuple[int, int, int, int]:
-            names = {"queue": self._name, "dead": self._dead, "now": _now()}
-            return cast("tuple[int, int, int, int]", connection.execute(_DEPTH, names).fetchone())
-
-        visible, in_flight, hidden, dead = await self._run(count)
-        return Depth(
-            visible=visible,
-            in_flight=in_flight,
-            delayed=hidden - in_flight,
-            dead=None if self._dead is None else dead,
-        )
+        """Exact, at one moment, and no writer waits for it."""
+        try:
+            return await self._database.read(self._rows.depth)
+        except DatabaseError as exc:
+            raise _translate(exc, self._name) from exc
 
     async def open_dead_letters(self) -> Queue:
         """The dead letters, over a connection of their own."""
@@ -285,7 +196,7 @@ class EmbeddedQueue:
             await asyncio.wait(set(self._returning))
         await self._database.aclose()
 
-    async def _submit(self, work: _Work) -> None:
+    async def _submit(self, work: Work) -> None:
         if self._closed:
             raise QueueUnavailable(f"queue {self._name!r} is closed")
         await self._work.submit(work)
@@ -296,98 +207,23 @@ class EmbeddedQueue:
         except DatabaseError as exc:
             raise _translate(exc, self._name) from exc
 
-    async def _flush(self, batch: Sequence[_Work]) -> Sequence[None]:
+    async def _flush(self, batch: Sequence[Work]) -> Sequence[None]:
         # A power failure that undoes a receive, an extension, an ack or a retry leads to a redelivery, no more;
         # one that undid a send would lose it, and a dead letter should be where its reason was reported.
         durable = any(
-            isinstance(w, _Send) or (isinstance(w, _Settle) and isinstance(w.disposition, Dead))
-            for w in batch
+            isinstance(w, Send) or (isinstance(w, Settle) and isinstance(w.disposition, Dead)) for w in batch
         )
-        await self._run(lambda connection: self._carry_out(connection, batch), durable=durable)
+        failpoint("embedded_queue.commit.before")
+        await self._run(lambda connection: self._rows.carry_out(connection, batch), durable=durable)
+        failpoint("embedded_queue.commit.after")
         for work in batch:
-            if isinstance(work, _Receive) and work.abandoned and work.messages:
+            if isinstance(work, Receive) and work.abandoned and work.messages:
                 await self._give_back(work.messages)
         if any(
-            isinstance(w, _Send) or (isinstance(w, _Settle) and isinstance(w.disposition, Retry))
-            for w in batch
+            isinstance(w, Send) or (isinstance(w, Settle) and isinstance(w.disposition, Retry)) for w in batch
         ):
             self._wake()
         return [None] * len(batch)
-
-    def _carry_out(self, connection: sqlite3.Connection, batch: Sequence[_Work]) -> None:
-        now = _now()
-        self._answer([w for w in batch if isinstance(w, _Settle | _Extend)], connection, now)
-        rows = [
-            (self._name, id_, body, attributes, now, now + int(delay * 1000))
-            for work in batch
-            if isinstance(work, _Send)
-            for id_, body, attributes, delay in work.rows
-        ]
-        if rows:
-            connection.executemany(_SEND, rows)
-        if takers := [w for w in batch if isinstance(w, _Receive) and not w.abandoned]:
-            self._hand_out(takers, connection, now)
-
-    def _answer(self, batch: Sequence[_Settle | _Extend], connection: sqlite3.Connection, now: int) -> None:
-        """Settle and extend what is still held, in the order of the calls: what one settles the next has lost."""
-        if not batch:
-            return
-        keys = [key for w in batch for key in (w.keys if isinstance(w, _Extend) else (w.key,))]
-        (held,) = connection.execute(_HELD, (json.dumps(keys), self._name, now)).fetchone()
-        valid = {keys[index] for index in json.loads(held)}
-        kept: list[int] = []
-        acked: list[int] = []
-        retried: list[tuple[int, int]] = []
-        buried: list[tuple[str | None, str, int, int]] = []
-        for work in batch:
-            if isinstance(work, _Extend):
-                work.kept = [key in valid for key in work.keys]
-                kept += [key[0] for key in work.keys if key in valid]
-                continue
-            work.done = work.key in valid
-            if not work.done:
-                continue
-            valid.discard(work.key)
-            if isinstance(work.disposition, Ack):
-                acked.append(work.key[0])
-            elif isinstance(work.disposition, Retry):
-                retried.append((now + int(max(work.disposition.delay, 0.0) * 1000), work.key[0]))
-            else:
-                buried.append((self._dead, work.attributes, now, work.key[0]))
-        if kept:
-            connection.execute(_EXTEND, (now + self._lease, json.dumps(kept)))
-        if acked:
-            connection.execute(_ACK, (json.dumps(acked),))
-        connection.executemany(_RETRY, retried)
-        connection.executemany(_BURY, buried)
-
-    def _hand_out(self, takers: Sequence[_Receive], connection: sqlite3.Connection, now: int) -> None:
-        wanted = sum(taker.limit for taker in takers)
-        rows = connection.execute(_DUE, (self._name, now, wanted)).fetchall()
-        nonce = secrets.randbits(62)
-        if rows:
-            connection.execute(_HIDE, (now + self._lease, nonce, json.dumps([row[0] for row in rows])))
-        messages = [
-            Message(
-                id=id_,
-                body=body,
-                handle=f"{seq}.{nonce}",
-                receive_count=receive_count,
-                attributes=json.loads(attributes),
-                sent_at=sent_at / 1000,
-            )
-            for seq, id_, body, attributes, sent_at, receive_count in rows
-        ]
-        given = 0
-        for taker in takers:
-            taker.messages = messages[given : given + taker.limit]
-            given += len(taker.messages)
-        if given < wanted:
-            (due,) = connection.execute(
-                "SELECT min(visible_at) FROM messages WHERE queue = ?", (self._name,)
-            ).fetchone()
-            for taker in takers:
-                taker.next_due = None if due is None else due / 1000
 
     def _return_later(self, messages: Sequence[Message]) -> None:
         task = asyncio.create_task(self._give_back(messages), name=f"queue {self._name} gives back")
@@ -395,28 +231,16 @@ class EmbeddedQueue:
         task.add_done_callback(self._returning.discard)
 
     async def _give_back(self, messages: Sequence[Message]) -> None:
-        keys = [_key(message) for message in messages]
         # When this fails the messages come back with the end of their lease.
         with suppress(QueueError):
-            await self._run(lambda c: c.executemany(_GIVE_BACK, [(_now(), *key) for key in keys]).rowcount)
+            failpoint("embedded_queue.give_back.before")
+            await self._run(lambda connection: self._rows.give_back(connection, messages))
+            failpoint("embedded_queue.give_back.after")
         self._wake()
 
     def _wake(self) -> None:
         arrived, self._arrived = self._arrived, asyncio.Event()
         arrived.set()
-
-    @property
-    def _lease(self) -> int:
-        return int(self._options.lease * 1000)
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _key(message: Message) -> Key:
-    seq, _, nonce = message.handle.partition(".")
-    return int(seq), int(nonce)
 
 
 def _encode(*attributes: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ QUEUES: Registry[Queue] = Registry(
         {
             "embedded": Entry("worker.queues.embedded:EmbeddedQueue"),
             "memory": Entry("worker.queues.memory:MemoryQueue"),
+            "rabbitmq": Entry("worker.queues.rabbitmq:RabbitQueue", extra="rabbitmq"),
             "sqs": Entry("worker.queues.sqs:SqsQueue", extra="sqs"),
         }
     ),

@@ -2,13 +2,12 @@
 
 How it differs from the port's ideal: a standard queue may answer a delete with a stale handle as if it had worked, so
 True from `settle` is its word and no proof; a message is never held longer than 12 hours, after which `extend` reports
-it lost; `depth` is approximate; bodies are XML-safe text. `wait` counts in whole seconds, rounded down.
+it lost; `depth` is approximate; bodies are XML-safe text. `wait` and delays count in whole seconds, rounded up.
 """
 
 import asyncio
 import base64
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -16,8 +15,8 @@ from typing import Any, ClassVar, Self, cast
 
 from pydantic import Field
 
+from backends.failpoints import failpoint
 from worker.aws import (
-    ATTRIBUTES,
     BATCH,
     SDK_ERRORS,
     SMALLEST_LIMIT,
@@ -28,17 +27,13 @@ from worker.aws import (
     objection,
     open_client,
     packed,
-    readable,
+    queue_facts,
     short_code,
     size,
     typed,
 )
 from worker.batcher import Batcher
 from worker.queues.base import (
-    DETAIL_ATTRIBUTE,
-    RECEIVE_COUNT_ATTRIBUTE,
-    SOURCE_ATTRIBUTE,
-    TIME_ATTRIBUTE,
     Dead,
     Depth,
     Disposition,
@@ -53,13 +48,16 @@ from worker.queues.base import (
     Retry,
     obituary,
 )
+from worker.queues.sqs_dead_letters import DeadLetters, letter_attributes, locate
 
 LONGEST_POLL = 20
 LONGEST_HOLD = 43_200
+LONGEST_RETRY = LONGEST_HOLD - 3600
+"""Seconds; `Retry` shortens a longer delay to it. The time a message was worked on counts as held, too."""
+BURIAL = 60
+"""Seconds a message stays hidden, at most, while its dead letter is written."""
 LONGEST_DELAY = 900
-"""Seconds; `send` shortens a longer delay to it, `Retry` one longer than `LONGEST_HOLD`."""
-DETAIL_LIMIT = 1000
-"""Characters of each attribute a dead letter gains, so that a long explanation cannot make it too large to send."""
+"""Seconds; `send` shortens a longer delay to it."""
 
 _STALE = frozenset({"InvalidParameterValue", "ReceiptHandleIsInvalid", "MessageNotInflight"})
 
@@ -90,7 +88,7 @@ class SqsQueue:
         client: Any,
         closing: AsyncExitStack,
         facts: Mapping[str, str],
-        dead_url: str | None,
+        dead: DeadLetters | None,
     ) -> None:
         """`connect` and `open_dead_letters` construct. `facts` are the queue's own attributes."""
         self._options = options
@@ -104,7 +102,7 @@ class SqsQueue:
                 f"queue {self._name!r} has a visibility timeout of 0; raise it, or set queue.lease"
             )
         self._limit = max(int(facts.get("MaximumMessageSize", 0)), SMALLEST_LIMIT)
-        self._dead_url = dead_url
+        self._dead = dead
         self._closed = False
         self._deletes: Batcher[str, bool] = Batcher(
             self._delete, limit=BATCH, parallel=16, linger=0.005, name=f"deletes of {self._name}"
@@ -115,7 +113,10 @@ class SqsQueue:
 
     @classmethod
     async def connect(cls, options: QueueOptions) -> Self:
-        """As the port says. `QueueMissing` also when no dead-letter queue is to be found."""
+        """As the port says. `QueueMissing` also when no dead-letter queue is to be found.
+
+        Warns when dead letters might expire unseen, or be written by SQS itself without a reason.
+        """
         return await cls._open(cast("SqsQueueOptions", options), dead_letters=False)
 
     @classmethod
@@ -123,12 +124,13 @@ class SqsQueue:
         async with AsyncExitStack() as stack:
             try:
                 client = await stack.enter_async_context(open_client(options))
-                facts = await _facts(client, options.queue_url)
-                dead_url = None if dead_letters else await _dead_letters(client, options, facts)
+                facts = await queue_facts(client, options.queue_url)
+                configured = options.dead_letter_queue_url
+                dead = None if dead_letters else await locate(client, options.queue_url, configured, facts)
             # The SDK reports a malformed region, URL or endpoint as ValueError.
             except (*SDK_ERRORS, ValueError) as exc:
                 raise _translate(exc, options.queue_url) from exc
-            return cls(options, client, stack.pop_all(), facts, dead_url)
+            return cls(options, client, stack.pop_all(), facts, dead)
 
     @property
     def name(self) -> str:
@@ -149,6 +151,7 @@ class SqsQueue:
         """As the port says; one long poll of at most ten messages and 20 seconds."""
         self._ensure_open()
         request: dict[str, Any] = {"VisibilityTimeout": self._lease} if self._options.lease else {}
+        failpoint("sqs.receive.before")
         reply = await self._call(
             "receive_message",
             self._url,
@@ -158,10 +161,11 @@ class SqsQueue:
             MessageAttributeNames=["All"],
             **request,
         )
+        failpoint("sqs.receive.after")
         return [_message(raw) for raw in reply.get("Messages", ())]
 
     async def extend(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """As the port says. A message held for 12 hours counts as lost: SQS hands it to another receiver."""
+        """As the port says. A message that would be held for more than 12 hours counts as lost."""
         self._ensure_open()
         outcomes = await asyncio.gather(
             *(self._changes.submit((message.handle, self._lease)) for message in messages),
@@ -176,18 +180,19 @@ class SqsQueue:
         return lost
 
     async def settle(self, message: Message, disposition: Disposition) -> bool:
-        """As the port says; `Retry` waits 12 hours at most."""
+        """As the port says; `Retry` waits 11 hours at most."""
         self._ensure_open()
         if isinstance(disposition, Retry):
-            delay = min(math.ceil(max(disposition.delay, 0.0)), LONGEST_HOLD)
+            delay = min(math.ceil(max(disposition.delay, 0.0)), LONGEST_RETRY)
             return await self._changes.submit((message.handle, delay))
         if isinstance(disposition, Dead):
-            if self._dead_url is None:
+            if self._dead is None:
                 raise QueueMissing(f"queue {self._name!r} holds dead letters; it has none of its own")
-            # A stale owner must not write a dead letter for a message that another one holds now.
-            if await self.extend([message]):
+            # A stale owner must not write a dead letter for a message that another one holds now. A whole lease more would
+            # be refused, as if it were stale, when the message has been held for almost as long as it may be.
+            if not await self._changes.submit((message.handle, max(1, min(self._lease // 2, BURIAL)))):
                 return False
-            await self._bury(message, disposition, self._dead_url)
+            await self._bury(message, disposition, self._dead)
         return await self._deletes.submit(message.handle)
 
     async def send(self, messages: Sequence[OutgoingMessage]) -> None:
@@ -198,7 +203,9 @@ class SqsQueue:
                 raise QueueError(f"queue {self._name!r}: {why}")
         entries = [_entry(index, message, fifo=_is_fifo(self._url)) for index, message in enumerate(messages)]
         for span in packed([size(m.body, m.attributes) for m in messages], self._limit):
+            failpoint("sqs.send.before")
             reply = await self._call("send_message_batch", self._url, Entries=entries[span.start : span.stop])
+            failpoint("sqs.send.after")
             for failure in reply.get("Failed", ()):
                 raise self._failure(failure)
 
@@ -215,9 +222,9 @@ class SqsQueue:
 
     async def open_dead_letters(self) -> Queue:
         """The dead-letter queue, through a client of its own."""
-        if self._dead_url is None:
+        if self._dead is None:
             raise QueueMissing(f"queue {self._name!r} holds dead letters; it has none of its own")
-        changes = {"queue_url": self._dead_url, "dead_letter_queue_url": None}
+        changes = {"queue_url": self._dead.url, "dead_letter_queue_url": None}
         return await self._open(self._options.model_copy(update=changes), dead_letters=True)
 
     async def aclose(self) -> None:
@@ -229,35 +236,28 @@ class SqsQueue:
         await self._changes.aclose()
         await self._closing.aclose()
 
-    async def _bury(self, message: Message, dead: Dead, url: str) -> None:
-        added = {n: readable(v)[:DETAIL_LIMIT] for n, v in obituary(message, dead, self._name).items()}
-        # The reason must arrive; what else is told of the death gives way to a body that fills the queue's limit.
-        for name in (DETAIL_ATTRIBUTE, TIME_ATTRIBUTE, RECEIVE_COUNT_ATTRIBUTE, SOURCE_ATTRIBUTE):
-            if size(message.body, added) > self._limit:
-                added.pop(name, None)
-        room = self._limit - size(message.body, added)
-        attributes = dict(added)
-        for name, value in message.attributes.items():
-            room -= size(b"", {name: value})
-            if len(attributes) < ATTRIBUTES and room >= 0 and value:
-                attributes.setdefault(name, value)
+    async def _bury(self, message: Message, dead: Dead, letters: DeadLetters) -> None:
+        story = obituary(message, dead, self._name)
+        attributes = letter_attributes(message.body, message.attributes, story, letters.limit)
         # Its id makes a repeated burial one letter on a FIFO queue.
         letter = OutgoingMessage(message.body, attributes, group=message.id, deduplication_id=message.id)
-        entry = _entry(0, letter, fifo=_is_fifo(url))
+        entry = _entry(0, letter, fifo=_is_fifo(letters.url))
         del entry["Id"]
         try:
-            await self._call("send_message", url, **entry)
+            failpoint("sqs.bury.before")
+            await self._call("send_message", letters.url, **entry)
+            failpoint("sqs.bury.after")
         except QueueError as exc:
             raise QueueUnavailable(
-                f"queue {self._name!r}: no dead letter could be written to {url}: {exc}"
+                f"queue {self._name!r}: no dead letter could be written to {letters.url}: {exc}"
             ) from exc
 
     async def _dead_depth(self) -> int | None:
-        if self._dead_url is None:
+        if self._dead is None:
             return None
         try:
             reply = await self._call(
-                "get_queue_attributes", self._dead_url, AttributeNames=["ApproximateNumberOfMessages"]
+                "get_queue_attributes", self._dead.url, AttributeNames=["ApproximateNumberOfMessages"]
             )
         except (QueueMissing, QueueDenied):
             return None
@@ -265,16 +265,19 @@ class SqsQueue:
 
     async def _delete(self, handles: Sequence[str]) -> Sequence[bool | BaseException]:
         entries = [{"Id": str(index), "ReceiptHandle": handle} for index, handle in enumerate(handles)]
-        return self._outcomes(
-            await self._call("delete_message_batch", self._url, Entries=entries), len(entries)
-        )
+        failpoint("sqs.delete.before")
+        reply = await self._call("delete_message_batch", self._url, Entries=entries)
+        failpoint("sqs.delete.after")
+        return self._outcomes(reply, len(entries))
 
     async def _change(self, wishes: Sequence[tuple[str, int]]) -> Sequence[bool | BaseException]:
         entries = [
             {"Id": str(index), "ReceiptHandle": handle, "VisibilityTimeout": seconds}
             for index, (handle, seconds) in enumerate(wishes)
         ]
+        failpoint("sqs.change.before")
         reply = await self._call("change_message_visibility_batch", self._url, Entries=entries)
+        failpoint("sqs.change.after")
         return self._outcomes(reply, len(entries))
 
     def _outcomes(self, reply: Mapping[str, Any], count: int) -> list[bool | BaseException]:
@@ -336,32 +339,6 @@ def _entry(index: int, message: OutgoingMessage, *, fifo: bool) -> dict[str, Any
 
 def _is_fifo(url: str) -> bool:
     return url.endswith(".fifo")
-
-
-async def _facts(client: Any, url: str) -> Mapping[str, str]:
-    reply = await client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])
-    return cast("Mapping[str, str]", reply["Attributes"])
-
-
-async def _dead_letters(client: Any, options: SqsQueueOptions, facts: Mapping[str, str]) -> str:
-    """The URL of the dead-letter queue, once it has been seen to be there."""
-    try:
-        if options.dead_letter_queue_url:
-            await _facts(client, options.dead_letter_queue_url)
-            return options.dead_letter_queue_url
-        if policy := facts.get("RedrivePolicy"):
-            *_, account, name = json.loads(policy)["deadLetterTargetArn"].split(":")
-            reply = await client.get_queue_url(QueueName=name, QueueOwnerAWSAccountId=account)
-            return cast("str", reply["QueueUrl"])
-    except SDK_ERRORS as exc:
-        if classify(exc) is Trouble.MISSING:
-            raise QueueMissing(
-                f"the dead-letter queue of {options.queue_url} does not exist: {exc}; create it"
-            ) from exc
-        raise
-    raise QueueMissing(
-        f"{options.queue_url} has no dead-letter queue; give it a RedrivePolicy, or set dead_letter_queue_url"
-    )
 
 
 def _translate(exc: BaseException, url: str) -> QueueError:

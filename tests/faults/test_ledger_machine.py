@@ -1,0 +1,580 @@
+"""Hypothesis plays against ledger and relay: any order of messages, claims, deaths and requests, compared with a model.
+
+`make test ARGS=tests/faults/test_ledger_machine.py EXAMPLES=2000` plays longer.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import Connection, select, update
+from structlog.testing import capture_logs
+
+from backends.memory import MemoryBackend, MemoryOptions
+from tests.conformance.ledgers import closing, entry, targets
+from tests.faults.doomed import HOUR, Faults, Killed, Shared
+from tests.faults.ledger_model import Model, ModelBundle
+from tests.support.postgresql import PostgresqlServer
+from worker.ledger.base import Entry, OutboxRow, OutboxState, Retired, StoredResource
+from worker.ledger.database import migrate, open_database
+from worker.ledger.schema import now_ms, outbox
+from worker.ledger.sql import SqlLedger
+from worker.notification import event_id
+from worker.publishers.embedded import SCHEMA, EmbeddedPublisher
+from worker.sqlite import Database as SqliteFile
+
+Result = TypeVar("Result")
+Place = Callable[[Path], AbstractAsyncContextManager[str]]
+"""Gives the URL of an empty, migrated database; the folder is the example's own."""
+
+SLOTS = st.integers(0, 2)
+"""Which of the bundles at play. One that is retired makes room for a new one."""
+DEATHS = st.sampled_from([*[None] * 8, 0, 1])
+"""Effects until the process dies: before the commit, after it, or not at all."""
+LATER_DEATHS = st.sampled_from([*[None] * 24, *range(12)])
+NOBODY = 0
+"""Owns the claims of relays that ended, or died, in their round. Others are owned by their place in `claims`, from 1 on."""
+OVERTAKERS = st.sampled_from(["nobody", "a claim", "a relay", "a person", "a relay, and a replay"])
+CHANGES = ("postpone", "park", "renew", "mark")
+QUEUE = "resources"
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A message of a fetcher. Two with the same slot, resource and copy have the same id."""
+
+    slot: int
+    resource: int | None
+    """None: it closes the bundle."""
+    count: int | None
+    copy: bool
+    """The same thing said under another id."""
+    other: bool
+    """Other content."""
+
+    def entry(self, bid: str) -> Entry:
+        suffix = "again" if self.copy else "first"
+        if self.resource is None:
+            return closing(bid, self.count or 0, f"closed-{suffix}", told=self.count or 0)
+        made = entry(bid, self.resource, count=self.count, message_id=f"{bid}/{self.resource}-{suffix}")
+        return _other(made) if self.other else made
+
+
+MESSAGES = st.builds(
+    Told,
+    slot=SLOTS,
+    resource=st.sampled_from([0, 1, 2, None]),
+    count=st.sampled_from([1, 2, 2, 3, None, 0, 5]),
+    copy=st.sampled_from([False, False, True]),
+    other=st.sampled_from([False, False, False, True]),
+)
+FAULTS: st.SearchStrategy[dict[int, str]] = st.just({}) | st.dictionaries(
+    SLOTS, st.sampled_from(["unreachable", "refused", "unwritable"]), max_size=2
+)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """One database, one process that may die and be started again, and claims of processes that slept."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.model = Model()
+        self.bids = [f"test-{slot}-0" for slot in range(3)]
+        self.unacked: list[Entry] = []
+        self.claims: list[Sequence[OutboxRow]] = []
+        self.bodies: dict[str, bytes] = {}
+        self.retired = 0
+        self.steps_at_tries = 0
+        self.sound = True
+        self._runner = asyncio.Runner()
+        self._closing = AsyncExitStack()
+        self.run(self._open(place))
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        try:
+            return self._runner.run(work)
+        except BaseException:
+            self.sound = False
+            raise
+
+    async def _open(self, place: Place) -> None:
+        folder = Path(self._closing.enter_context(TemporaryDirectory(prefix="ledger-machine-")))
+        url = await self._closing.enter_async_context(place(folder))
+        log = await SqliteFile.open(folder / "completions.db", SCHEMA)
+        self._closing.push_async_callback(log.aclose)
+        stores = {place.target: await MemoryBackend.connect(MemoryOptions()) for place in targets("any")}
+        self.shared = Shared(url, folder / "completions.db", log, stores)
+        self.database = open_database(url)
+        self.observer = SqlLedger(self.database)
+        self._closing.push_async_callback(self.observer.aclose)
+        self.process = self.shared.start()
+
+    def teardown(self) -> None:
+        try:
+            if self.sound:
+                self.run(self._drain())
+        finally:
+            self._runner.run(self._close())
+            self._runner.close()
+
+    async def _close(self) -> None:
+        await self.process.ledger.aclose()
+        await self._closing.aclose()
+
+    # What happens.
+
+    @rule(told=st.lists(MESSAGES, min_size=1, max_size=5), death=DEATHS)
+    def deliver(self, told: list[Told], death: int | None) -> None:
+        self.run(self._deliver([each.entry(self.bids[each.slot]) for each in told], death))
+
+    @rule()
+    @precondition(lambda self: self.unacked)
+    def redeliver(self) -> None:
+        self.run(self._redeliver())
+
+    @rule(faults=FAULTS, death=LATER_DEATHS)
+    @precondition(lambda self: self.model.due())
+    def announce(self, faults: dict[int, str], death: int | None) -> None:
+        self.run(self._announce(self._faults(faults), death))
+
+    @rule(limit=st.integers(1, 3), death=DEATHS)
+    @precondition(lambda self: self.model.due())
+    def claim(self, limit: int, death: int | None) -> None:
+        """Somebody claims, and falls asleep."""
+        self.run(self._claim(limit, death))
+
+    @rule(which=st.integers(0, 20), faults=FAULTS, death=LATER_DEATHS)
+    @precondition(lambda self: self.claims)
+    def wake(self, which: int, faults: dict[int, str], death: int | None) -> None:
+        """A relay wakes up with what it claimed, however long ago that was."""
+        self.run(self._wake(which % len(self.claims), self._faults(faults), death))
+
+    @rule(which=st.integers(0, 20), change=st.sampled_from(CHANGES), death=DEATHS)
+    @precondition(lambda self: self.claims)
+    def change(self, which: int, change: str, death: int | None) -> None:
+        """As `wake`, one thing at a time."""
+        self.run(self._change(which % len(self.claims), change, death))
+
+    @rule(
+        nights=st.lists(st.tuples(OVERTAKERS, st.sampled_from(CHANGES)), min_size=2, max_size=4),
+        faults=FAULTS,
+    )
+    @precondition(lambda self: self.model.pending())
+    def oversleep(self, nights: list[tuple[str, str]], faults: dict[int, str]) -> None:
+        """A relay claims, is overtaken in its sleep, and wakes up; and again."""
+        for overtaker, change in nights:
+            self.run(self._oversleep(overtaker, self._faults(faults), change))
+            self.run(self._agree())
+
+    @rule(slot=SLOTS, everything=st.booleans())
+    @precondition(lambda self: self.model.pending() != self.model.due())
+    def expire(self, slot: int, everything: bool) -> None:
+        self.run(self._expire(self.model.pending() if everything else [self.bids[slot]]))
+
+    @rule(slot=SLOTS, everything=st.booleans(), death=DEATHS)
+    @precondition(lambda self: self.model.parked())
+    def retry_parked(self, slot: int, everything: bool, death: int | None) -> None:
+        self.run(self._retry_parked(None if everything else [self.bids[slot]], death))
+
+    @rule(slot=SLOTS, death=DEATHS)
+    @precondition(lambda self: self.model.published())
+    def replay(self, slot: int, death: int | None) -> None:
+        self.run(self._replay(self.bids[slot], death))
+
+    @rule(slot=SLOTS, overlooked=st.sampled_from([0, 0, 1]))
+    @precondition(lambda self: any(self.model.bundles[bid].staged for bid in self.model.published()))
+    def unstage(self, slot: int, overlooked: int) -> None:
+        self.run(self._unstage(self.bids[slot], overlooked))
+
+    @rule(limit=st.integers(1, 3), death=DEATHS)
+    @precondition(lambda self: self.model.published())
+    def retire(self, limit: int, death: int | None) -> None:
+        self.run(self._retire(limit, death))
+
+    @rule(
+        message_id=st.sampled_from(["m1", "m2"]),
+        step=st.sampled_from(["begin", "failed", "withdraw"]),
+        outage=st.booleans(),
+        death=DEATHS,
+    )
+    @precondition(lambda self: self.steps_at_tries < 10)
+    def attempt(self, message_id: str, step: str, outage: bool, death: int | None) -> None:
+        # Enough to see, and then no more in the way of the rest.
+        self.steps_at_tries += 1
+        self.run(self._attempt(message_id, step, outage, death))
+
+    # What it does, to the ledger and to the model.
+
+    async def _deliver(self, entries: Sequence[Entry], death: int | None) -> None:
+        ledger = self.process.ledger
+        recorded, commits = await self._survive(
+            lambda: asyncio.gather(*(ledger.record(each) for each in entries)), death
+        )
+        if recorded is None:
+            # Nobody acknowledged: the queue delivers them again.
+            self.unacked += entries
+        if commits:
+            expected = self.model.record(entries)
+            assert recorded is None or list(recorded) == expected
+
+    async def _redeliver(self) -> None:
+        entries, self.unacked = self.unacked, []
+        await self._deliver(entries, None)
+
+    async def _announce(self, faults: Faults, death: int | None) -> None:
+        due = self.model.due()
+        self.process.suffer(faults)
+        claimed, commits = await self._survive(self.process.relay.announce_due, death)
+        assert claimed in {None, len(due)}
+        if commits:
+            for bid in due:
+                self.model.bundles[bid].claim(NOBODY)
+            await self._outcomes(due, faults, certain=claimed is not None)
+
+    async def _claim(self, limit: int, death: int | None) -> None:
+        due = self.model.due()
+        rows, commits = await self._survive(lambda: self.process.ledger.claim(limit, HOUR), death)
+        still_due = {row.bid for row in await self.database.read(_outbox_rows) if row.due}
+        taken = [bid for bid in due if bid not in still_due]
+        assert len(taken) == (min(limit, len(due)) if commits else 0)
+        if rows is not None:
+            assert sorted(row.bid for row in rows) == sorted(taken)
+            assert all(row.body == self.bodies[row.event_id] for row in rows)
+            self.claims.append(rows)
+        for bid in taken:
+            self.model.bundles[bid].claim(NOBODY if rows is None else len(self.claims))
+
+    async def _oversleep(self, overtaker: str, faults: Faults, change: str) -> None:
+        if not self.model.pending():
+            return
+        await self._expire(self.model.pending())
+        await self._claim(1, None)
+        which = len(self.claims) - 1
+        (row,) = self.claims[which]
+        if overtaker == "a person":
+            await self._change(which, "park", None)
+            await self._retry_parked([row.bid], None)
+        else:
+            await self._expire([row.bid])
+        if overtaker == "a claim":
+            await self._claim(3, None)
+        if overtaker in {"a relay", "a relay, and a replay"}:
+            await self._announce(faults, None)
+        if overtaker == "a relay, and a replay":
+            await self._replay(row.bid, None)
+        await self._change(which, change, None)
+
+    async def _wake(self, which: int, faults: Faults, death: int | None) -> None:
+        rows, owner = self.claims[which], which + 1
+        self.process.suffer(faults)
+        done, _ = await self._survive(lambda: _done(self.process.relay._announce(rows)), death)
+        ours = [row.bid for row in rows if self.model.owned(row.bid, owner)]
+        await self._outcomes(ours, faults, certain=done is not None)
+
+    async def _outcomes(self, bids: Sequence[str], faults: Faults, *, certain: bool) -> None:
+        """What a relay made of rows that are its own. One that died may have stopped before any of it."""
+        rows = {row.bid: row for row in await self.database.read(_outbox_rows)}
+        for bid in bids:
+            bundle, row, fate = self.model.bundles[bid], rows[bid], _fate(bid, faults)
+            assert row.state in ({fate} if certain else {fate, "pending"})
+            assert not row.due or (bundle.due and not certain)
+            bundle.outbox, bundle.due = row.state, row.due
+            if row.state == "published":
+                bundle.publish()
+
+    async def _change(self, which: int, change: str, death: int | None) -> None:
+        row = self.claims[which][0]
+        bundle = self.model.owned(row.bid, which + 1)
+        if change == "mark" and bundle and bundle.state != "published":
+            # No relay marks what nobody has sent.
+            return
+        ledger = self.process.ledger
+        calls: Mapping[str, Callable[[], Coroutine[Any, Any, int]]] = {
+            "postpone": lambda: ledger.postpone(row, HOUR, "later"),
+            "park": lambda: ledger.park(row, "no"),
+            "renew": lambda: ledger.renew([row], HOUR),
+            "mark": lambda: ledger.mark_published([row]),
+        }
+        changed, commits = await self._survive(calls[change], death)
+        assert changed in {None, int(bundle is not None)}
+        if bundle is None or not commits:
+            return
+        if change == "mark":
+            bundle.publish()
+        elif change == "park":
+            bundle.outbox = "parked"
+        bundle.due = False
+
+    async def _expire(self, bids: Sequence[str]) -> None:
+        """Time passes for these rows."""
+        statement = (
+            update(outbox).where(outbox.c.bid.in_(bids), outbox.c.state == "pending").values(due_at=now_ms())
+        )
+        await self.database.write(lambda conn: conn.execute(statement))
+        for bid in bids:
+            if (bundle := self.model.bundles.get(bid)) and bundle.outbox == "pending":
+                bundle.due = True
+
+    async def _retry_parked(self, bids: Sequence[str] | None, death: int | None) -> None:
+        meant = [bid for bid in self.model.parked() if bids is None or bid in bids]
+        ids = None if bids is None else [event_id(bid) for bid in bids]
+        changed, commits = await self._survive(lambda: self.process.ledger.retry_parked(ids), death)
+        assert changed in {None, len(meant)}
+        for bid in meant if commits else []:
+            self.model.bundles[bid].due_anew()
+
+    async def _replay(self, bid: str, death: int | None) -> None:
+        bundle = self.model.bundles.get(bid, ModelBundle())
+        found, commits = await self._survive(lambda: _told(self.process.ledger.replay(bid)), death)
+        assert found in {None, (bundle.outbox,)}
+        if commits and bundle.outbox == "published":
+            bundle.due_anew()
+            bundle.replays += 1
+
+    async def _unstage(self, bid: str, overlooked: int) -> None:
+        """The payloads are deleted, but for one that comes too late to be seen."""
+        bundle = self.model.bundles.get(bid, ModelBundle())
+        if bundle.state == "published":
+            resources = len(bundle.stored) + len(bundle.late)
+            await self.process.ledger.mark_unstaged({bid: resources - overlooked})
+            bundle.staged = bundle.staged and overlooked > 0
+
+    async def _retire(self, limit: int, death: int | None) -> None:
+        meant = self.model.retirable()
+        retired, commits = await self._survive(lambda: self.process.ledger.retire(0, limit), death)
+        left = {bundle.bid for bundle in await self.observer.bundles()}
+        gone = [bid for bid in meant if bid not in left]
+        assert len(gone) == (min(limit, len(meant)) if commits else 0)
+        resources = sum(len(self.model.bundles[bid].stored | self.model.bundles[bid].late) for bid in gone)
+        messages = sum(bid in gone for _, bid in self.model.messages.values())
+        assert retired in {None, Retired(len(gone), resources, messages)}
+        self.model.forget(gone)
+        for slot, bid in enumerate(self.bids):
+            if bid in gone:
+                self.retired += 1
+                self.bids[slot] = f"test-{slot}-{self.retired}"
+        # Bundles are kept for longer than any queue keeps a message.
+        self.unacked = [each for each in self.unacked if each.bid not in gone]
+
+    async def _attempt(self, message_id: str, step: str, outage: bool, death: int | None) -> None:
+        ledger = self.process.ledger
+        calls: Mapping[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "begin": lambda: ledger.begin(QUEUE, message_id),
+            "failed": lambda: ledger.failed(QUEUE, message_id, "Error", "why", outage=outage),
+            "withdraw": lambda: ledger.withdraw(QUEUE, message_id),
+        }
+        _, commits = await self._survive(lambda: _done(calls[step]()), death)
+        if not commits:
+            return
+        if step == "begin":
+            self.model.begin(message_id)
+        elif step == "failed":
+            self.model.fail(message_id, ("Error", outage))
+        else:
+            self.model.withdraw(message_id)
+
+    async def _drain(self) -> None:
+        """Whatever happened: once everybody works again, what is complete gets announced, and nothing else."""
+        if self.unacked:
+            await self._redeliver()
+        await self._retry_parked(None, None)
+        await self._expire(self.model.pending())
+        await self._announce(Faults(), None)
+        await self._agree()
+        assert await self.observer.pending() == 0
+        log = await EmbeddedPublisher(self.shared.completions, self.shared.log).read()
+        announced = {stored.notification.event_id: stored.notification.body for stored in log}
+        assert len(log) == len(announced)
+        assert announced == {event: body for event, body in self.bodies.items() if event in announced}
+        for bid, bundle in self.model.bundles.items():
+            assert (bundle.state == "published") is (event_id(bid) in announced)
+            assert bundle.state in {"open", "published"}
+
+    async def _survive(
+        self, work: Callable[[], Awaitable[Result]], death: int | None
+    ) -> tuple[Result | None, int]:
+        """What it gave, None when the process died of it; and how often it had committed."""
+        fuse = self.process.fuse
+        fuse.light(death)
+        try:
+            result: Result | None = await work()
+        except Killed:
+            await self._restart()
+            result = None
+        fuse.length = None
+        return result, fuse.commits
+
+    async def _restart(self) -> None:
+        await self.process.ledger.aclose()
+        self.process = self.shared.start()
+
+    def _faults(self, drawn: Mapping[int, str]) -> Faults:
+        by_kind = {
+            kind: frozenset(self.bids[slot] for slot, fault in drawn.items() if fault == kind)
+            for kind in ("unreachable", "refused", "unwritable")
+        }
+        return Faults(**by_kind)
+
+    # What must hold at any time.
+
+    @invariant()
+    def agrees(self) -> None:
+        self.run(self._agree())
+
+    async def _agree(self) -> None:
+        await self._bundles_agree()
+        await self._outbox_agrees()
+        await self._copies_agree()
+        finds = await asyncio.gather(*(self.observer.find(id_) for id_ in self.model.messages))
+        assert finds == [fingerprint for fingerprint, _ in self.model.messages.values()]
+        for message_id in self.model.tries:
+            tries = await self.observer.attempts(QUEUE, message_id)
+            assert [(each.error, each.outage) for each in tries] == self.model.told(message_id)
+
+    async def _bundles_agree(self) -> None:
+        found = {bundle.bid: bundle for bundle in await self.observer.bundles()}
+        assert found.keys() == self.model.bundles.keys()
+        for bid, expected in self.model.bundles.items():
+            real = found[bid]
+            assert (real.state, real.resources_count) == (expected.state, expected.count)
+            assert (real.stored_count, real.closed) == (len(expected.stored), expected.closed is not None)
+            assert real.metadata == expected.metadata
+            resources = [resource async for resource in self.observer.resources(bid)]
+            assert _sizes(r for r in resources if not r.late) == expected.stored
+            assert _sizes(r for r in resources if r.late) == expected.late
+        staged = await self.observer.staged(0, 100)
+        assert set(staged) == {bid for bid in self.model.published() if self.model.bundles[bid].staged}
+
+    async def _outbox_agrees(self) -> None:
+        rows = await self.database.read(_outbox_rows)
+        complete = {bid for bid, bundle in self.model.bundles.items() if bundle.outbox is not None}
+        assert sorted(row.bid for row in rows) == sorted(complete)
+        for row in rows:
+            bundle = self.model.bundles[row.bid]
+            assert (row.event_id, row.state, row.replays) == (
+                event_id(row.bid),
+                bundle.outbox,
+                bundle.replays,
+            )
+            assert row.state != "pending" or row.due is bundle.due
+            assert self.bodies.setdefault(row.event_id, row.body) == row.body
+            content = json.loads(row.body)
+            assert (content["bundle_id"], content["event_id"]) == (row.bid, row.event_id)
+            assert content["resources_count"] == len(bundle.stored)
+            assert content["metadata"] == {**bundle.metadata, "resources_count": len(bundle.stored)}
+        assert await self.observer.pending() == len(self.model.pending())
+
+    async def _copies_agree(self) -> None:
+        """Every copy has the same bytes and was preceded by its manifests; what counts as published was sent."""
+        for copy in self.shared.copies:
+            assert copy.body == self.bodies[copy.event_id]
+            bid = copy.attributes["bundle_id"]
+            bundle = self.model.bundles.get(bid)
+            for place in targets(bid) if bundle else ():
+                content = self.shared.stores[place.target]._objects[place.manifest_key].data
+                listed = {item["url"]: item["size"] for item in json.loads(content)["resources"]}
+                assert bundle is not None
+                assert listed == {_url(id_): size for id_, size in bundle.stored.items()}
+        sent = {copy.event_id for copy in self.shared.copies}
+        assert {event_id(bid) for bid in self.model.published()} <= sent
+
+
+async def _done(work: Coroutine[Any, Any, None]) -> bool:
+    await work
+    return True
+
+
+async def _told(work: Coroutine[Any, Any, OutboxState | None]) -> tuple[OutboxState | None]:
+    return (await work,)
+
+
+def _other(made: Entry) -> Entry:
+    """The same resource with other bytes."""
+    assert made.resource is not None
+    objects = tuple(replace(stored, size=stored.size + 100) for stored in made.resource.objects)
+    resource = replace(made.resource, objects=objects)
+    return replace(made, fingerprint=f"{made.fingerprint}-other", resource=resource)
+
+
+def _fate(bid: str, faults: Faults) -> OutboxState:
+    if bid in faults.unwritable | faults.unreachable:
+        return "pending"
+    return "parked" if bid in faults.refused else "published"
+
+
+def _sizes(resources: Iterable[StoredResource]) -> dict[str, int]:
+    return {resource.resource_id: resource.objects[0].size for resource in resources}
+
+
+def _url(resource_id: str) -> str:
+    """As tests/conformance/ledgers.py names them."""
+    return f"https://example.com/{int(resource_id[1:])}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the outbox; `due` by the database's clock."""
+
+    event_id: str
+    bid: str
+    state: OutboxState
+    body: bytes
+    replays: int
+    due: bool
+
+
+def _outbox_rows(conn: Connection) -> list[Row]:
+    columns = (outbox.c.event_id, outbox.c.bid, outbox.c.state, outbox.c.body, outbox.c.replays)
+    statement = select(*columns, (outbox.c.state == "pending") & (outbox.c.due_at <= now_ms()))
+    return [Row(*row) for row in conn.execute(statement)]
+
+
+def play(place: Place, examples: int) -> None:
+    """Let Hypothesis play; `EXAMPLES` says how often instead."""
+    chosen = settings(
+        max_examples=int(os.environ.get("EXAMPLES", examples)),
+        stateful_step_count=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        print_blob=True,
+    )
+    with capture_logs():
+        run_state_machine_as_test(lambda: LedgerMachine(place), settings=chosen)  # type: ignore[arg-type] # typed for a class; documented for any factory
+
+
+def test_on_sqlite(tmp_path: Path) -> None:
+    template = tmp_path / "template.db"
+    asyncio.run(_make(f"sqlite:///{template}"))
+
+    @asynccontextmanager
+    async def place(folder: Path) -> AsyncIterator[str]:
+        shutil.copy(template, folder / "ledger.db")
+        yield f"sqlite:///{folder}/ledger.db"
+
+    play(place, 24)
+
+
+def test_on_postgresql(postgresql: PostgresqlServer) -> None:
+    play(lambda _: postgresql.database(), 4)
+
+
+async def _make(url: str) -> None:
+    database = open_database(url)
+    await migrate(database)
+    await database.aclose()

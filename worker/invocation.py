@@ -1,0 +1,52 @@
+"""What every command shares: the options before its name, the settings they lead to, and how its work is run.
+
+Called by worker/cli.py and the `worker/cli_….py` beside it.
+"""
+
+import asyncio
+import sys
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from worker import failpoints, logs
+from worker.settings import Settings, load_settings
+
+_Result = TypeVar("_Result")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON: one object a line.")]
+Bid = Annotated[str, typer.Argument(help="The bundle's id, as `transload bundles` shows it.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """What was said before the command's name, and the environment variables there were."""
+
+    config: Path | None
+    home: Path | None
+    variables: Mapping[str, str]
+
+    @classmethod
+    def of(cls, context: typer.Context) -> "Invocation":
+        """The one that the callback of worker/cli.py left in the context."""
+        if not isinstance(context.obj, cls):
+            raise TypeError("the callback sets the invocation")
+        return context.obj
+
+    def settings(self, *, quiet: bool = False) -> Settings:
+        """Read, merge and check the settings; set up logging. Raises `SettingsError`."""
+        environ = {name: value for name, value in self.variables.items() if name != failpoints.VARIABLE}
+        settings = load_settings(file=self.config, home=self.home, environ=environ)
+        logs.configure("warning" if quiet else settings.logs.level, settings.logs.format, sys.stderr)
+        return settings
+
+
+def run(work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run a command's work. Ctrl-C cancels it and lets it clean up; the exit status is then 130."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None

@@ -1,0 +1,302 @@
+"""One channel that consumes, from its opening to its end: what waits here, and what has been handed out under a lease.
+
+worker/queues/rabbitmq.py makes one, and another when it has ended. A delivery tag means something on its own channel only,
+so handles are looked up here and nowhere else: with the channel they end.
+
+AMQP knows no visibility timeout. The lease is this process's promise: what is neither extended nor settled in time is
+rejected back to the queue by a timer. A process that is stopped, or cut off, loses the connection by its heartbeats.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, TypeVar
+
+from aiormq.abc import AbstractChannel, DeliveredMessage
+from pamqp.commands import Basic
+
+from backends.failpoints import failpoint
+from worker.rabbitmq import BrokerError, Link, Trouble, call
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A delivery that was handed out. Times are the event loop's."""
+
+    handle: str
+    delivery: DeliveredMessage
+    arrived: float
+    until: float
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def tag(self) -> int:
+        """Its number on its channel."""
+        return self.delivery.delivery_tag or 0
+
+
+class Consumer:
+    """What one channel delivered. `ended` says why it will deliver no more."""
+
+    def __init__(
+        self,
+        link: Link,
+        channel: AbstractChannel,
+        *,
+        queue: str,
+        prefix: str,
+        prefetch: int,
+        lease: float,
+        longest_hold: float | None,
+    ) -> None:
+        """`channel` is this consumer's alone; `prefix` makes its handles unique; `prefetch` 0 means no limit."""
+        self._link = link
+        self._channel = channel
+        self._queue = queue
+        self._prefix = prefix
+        self._prefetch = prefetch
+        self._lease = lease
+        self._longest_hold = longest_hold
+        self._loop = asyncio.get_running_loop()
+        self._tag: str | None = None
+        self._numbers = count()
+        self._subscribing = asyncio.Lock()
+        self._buffer: deque[tuple[DeliveredMessage, float]] = deque()
+        self._held: dict[str, Held] = {}
+        self._changed = asyncio.Event()
+        self._subscribed = False
+        self._unfed_since: float | None = None
+        self._chores: set[asyncio.Task[None]] = set()
+        self.ended: str | None = None
+        self.taken_at = self._loop.time()
+        channel.on_consumer_cancel_callbacks.add(self._cancelled)
+        channel.closing.add_done_callback(self._closed)
+
+    @property
+    def waiting(self) -> int:
+        """How many messages are here and were given to nobody."""
+        return len(self._buffer)
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages are handed out."""
+        return len(self._held)
+
+    async def subscribe(self) -> None:
+        """Have the broker deliver, unless it does already. Raises `BrokerError`."""
+        async with self._subscribing:
+            self.require()
+            if self._tag is None:
+                # Known before the broker knows it: whoever is cancelled in here leaves a consumer that is not forgotten.
+                # Never twice the same: RabbitMQ 3.10 breaks the connection when a tag comes back to a channel that holds
+                # messages.
+                self._tag = f"transload.{self._prefix}.{next(self._numbers)}"
+                try:
+                    await call(self._consume(self._tag), self._link.timeout)
+                except BrokerError:
+                    self.end("it could not consume")
+                    raise
+
+    async def take(self, limit: int, wait: float) -> list[Held]:
+        """Hand out up to `limit`, waiting for the first. Raises `BrokerError` when the channel has ended."""
+        deadline = self._loop.time() + wait
+        while True:
+            self.taken_at = self._loop.time()
+            self.require()
+            if self._buffer or self.taken_at >= deadline:
+                return [self._hold(*self._buffer.popleft()) for _ in range(min(limit, len(self._buffer)))]
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._changed.wait()
+
+    async def look(self) -> int:
+        """How many messages wait in the queue. Notices a consumer that the broker forgot. Raises `BrokerError`.
+
+        Asked on the consumer's own channel, so what was delivered before the answer is here before it.
+        """
+        self.require()
+        answer = await self._ask(self._channel.queue_declare(self._queue, passive=True))
+        waiting, now = answer.message_count or 0, self._loop.time()
+        if not waiting or self._buffer or self._held or not self._subscribed:
+            self._unfed_since = None
+        elif self._unfed_since is None:
+            self._unfed_since = now
+        if self._subscribed and not self._held:
+            if not answer.consumer_count:
+                self.end("the broker lists no consumer although nobody cancelled it")
+            elif self._unfed_since is not None and now - self._unfed_since >= self._lease:
+                self.end("the broker delivers nothing although messages wait")
+        return waiting
+
+    async def extend(self, handles: Sequence[str]) -> Sequence[str]:
+        """Start these leases anew, once the broker has shown that it hears us; returns the lost ones. Raises `BrokerError`."""
+        now = self._loop.time()
+        if any(self._find(handle) for handle in handles):
+            # Without effect on a consumer that exists, but it has an answer.
+            await self._ask(self._channel.basic_qos(prefetch_count=self._prefetch))
+        lost: list[str] = []
+        for handle in handles:
+            held = self._find(handle)
+            if held is None:
+                lost.append(handle)
+            elif held.timer is not None:
+                held.until = now + self._lease
+                self._arm(held)
+        return lost
+
+    def claim(self, handle: str) -> Held | None:
+        """Stop the lease's clock for a settlement; None when the lease is lost or another settlement is under way."""
+        held = self._find(handle)
+        if held is None or held.timer is None:
+            return None
+        held.timer.cancel()
+        held.timer = None
+        return held
+
+    def release(self, held: Held) -> None:
+        """Let the clock go on, after a settlement that came to nothing."""
+        if self._held.get(held.handle) is held:
+            self._arm(held)
+
+    async def ack(self, held: Held) -> None:
+        """Remove a claimed message from the queue. Raises `BrokerError`; then it may have been removed or not."""
+        self.require()
+        try:
+            await self._remove(held.tag)
+        finally:
+            self._held.pop(held.handle, None)
+
+    async def reject(self, held: Held, *, counted: bool) -> None:
+        """Give a claimed message back. Raises `BrokerError`; then it comes back when the channel ends."""
+        self.require()
+        try:
+            await self._requeue(held.tag, counted=counted)
+        finally:
+            self._held.pop(held.handle, None)
+
+    async def unsubscribe(self) -> None:
+        """Have the broker deliver no more until `subscribe`. Raises `BrokerError`."""
+        async with self._subscribing:
+            if self._tag is not None and self.ended is None:
+                tag, self._tag, self._subscribed = self._tag, None, False
+                await self._ask(self._channel.basic_cancel(tag))
+
+    def untaken(self) -> Sequence[DeliveredMessage]:
+        """What was handed to nobody. It is the caller's now, to be given back."""
+        buffer, self._buffer = self._buffer, deque()
+        return [delivery for delivery, _ in buffer]
+
+    async def give_back(self, delivery: DeliveredMessage, *, copied: bool) -> None:
+        """Give back what was handed to nobody: requeue it, or remove it where a copy of it is in the queue."""
+        tag = delivery.delivery_tag or 0
+        await (self._remove(tag) if copied else self._requeue(tag, counted=False))
+
+    def end(self, reason: str) -> None:
+        """Forget everything: the broker gives it to somebody else when the channel is closed, which this does."""
+        if self.ended is not None:
+            return
+        self.ended = reason
+        for held in self._held.values():
+            if held.timer is not None:
+                held.timer.cancel()
+        self._held.clear()
+        self._buffer.clear()
+        self._wake()
+        self._later(self._close())
+
+    def require(self) -> None:
+        """Raise `BrokerError` when the channel has ended."""
+        if self.ended is not None:
+            raise BrokerError(Trouble.UNAVAILABLE, self.ended)
+
+    async def _consume(self, tag: str) -> None:
+        await self._channel.basic_qos(prefetch_count=self._prefetch)
+        await self._channel.basic_consume(self._queue, self._deliver, consumer_tag=tag)
+        self._subscribed = True
+
+    async def _ask(self, question: Awaitable[T]) -> T:
+        try:
+            return await call(question, min(self._link.timeout, max(self._lease, 1.0)))
+        except BrokerError as exc:
+            if exc.silence:
+                self.end("the broker does not answer")
+                self._link.drop(self._channel.connection)
+            raise
+
+    async def _remove(self, tag: int) -> None:
+        failpoint("rabbitmq.ack.before")
+        await call(self._channel.basic_ack(tag), self._link.timeout)
+        failpoint("rabbitmq.ack.after")
+
+    async def _requeue(self, tag: int, *, counted: bool) -> None:
+        # From RabbitMQ 4.3 on basic.reject counts as a failed delivery and basic.nack does not; before, both do
+        # (https://www.rabbitmq.com/docs/4.3/nack).
+        answer = self._channel.basic_reject if counted else self._channel.basic_nack
+        failpoint("rabbitmq.requeue.before")
+        await call(answer(tag, requeue=True), self._link.timeout)
+        failpoint("rabbitmq.requeue.after")
+
+    async def _deliver(self, delivery: DeliveredMessage) -> None:
+        if self.ended is None:
+            self._unfed_since = None
+            self._buffer.append((delivery, self._loop.time()))
+            self._wake()
+
+    def _hold(self, delivery: DeliveredMessage, arrived: float) -> Held:
+        handle = f"{self._prefix}.{delivery.delivery_tag}"
+        held = Held(handle, delivery, arrived, self._loop.time() + self._lease)
+        self._held[handle] = held
+        self._arm(held)
+        return held
+
+    def _find(self, handle: str) -> Held | None:
+        held = self._held.get(handle)
+        if held is not None and held.timer is not None and held.until <= self._loop.time():
+            # The process was stalled, and its timers come after whoever asks.
+            self._lapse(held)
+            return None
+        return held
+
+    def _arm(self, held: Held) -> None:
+        if held.timer is not None:
+            held.timer.cancel()
+        if self._longest_hold is not None:
+            # Past that the broker would close the channel, and every lease on it would be lost with this one.
+            held.until = min(held.until, held.arrived + self._longest_hold)
+        held.timer = self._loop.call_at(held.until, self._lapse, held)
+
+    def _lapse(self, held: Held) -> None:
+        if self._held.pop(held.handle, None) is held and held.timer is not None:
+            held.timer.cancel()
+            self._later(self._requeue(held.tag, counted=True))
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _cancelled(self, _: Basic.Cancel) -> None:
+        self.end("the broker cancelled the consumer: the queue is gone, or has moved")
+
+    def _closed(self, closing: "asyncio.Future[Any]") -> None:
+        reason = None if closing.cancelled() else closing.exception()
+        self.end(f"the channel was closed: {str(reason) or type(reason).__name__}")
+
+    async def _close(self) -> None:
+        if not self._channel.is_closed:
+            await call(self._channel.close(), self._link.timeout)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it on the side. When it fails the channel is at its end, and everything comes back anyway."""
+        task = asyncio.create_task(_quietly(work))
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
+
+async def _quietly(work: Coroutine[Any, Any, None]) -> None:
+    with suppress(BrokerError):
+        await work
