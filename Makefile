@@ -5,6 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# Most tests wait for servers, disks and leases more than they compute.
+JOBS   := 3
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench bench-memory soak lock clean
 
@@ -23,7 +26,7 @@ demo: $(STAMP) ## stage real files, run the worker until idle, show and verify w
 	@$(BIN)/transload --home .demo demo --from "$(or $(FROM),.)"
 
 test: $(STAMP) ## every test against real services, which it starts itself; ends with the table of what ran
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff format --check .

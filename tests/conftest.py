@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from tests.support.pgbouncer import PgBouncer
 from tests.support.postgresql import Postgresql, PostgresqlServer, in_thread
 from tests.support.rabbitmq import RabbitBroker, RabbitMq
 from tests.support.services import Board, NotAvailable, Running, Service
+from tests.support.strace import Strace
 
 BOARD = pytest.StashKey[Board]()
 
@@ -32,7 +34,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[BOARD].stop()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """One of the processes that `-n` spread the tests over has ended: its services belong in the table."""
+    node.config.stash[BOARD].merge(
+        getattr(node, "workeroutput", {}).get("board", {"outcomes": {}, "tests": {}})
+    )
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["board"] = session.config.stash[BOARD].report()
+        # Such a process ends without pytest_unconfigure.
+        session.config.stash[BOARD].stop()
     if not session.config.stash[BOARD].complete and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -73,9 +87,17 @@ def pgbouncer(request: pytest.FixtureRequest, postgresql: PostgresqlServer) -> P
 
 
 @pytest.fixture(scope="session")
-def rabbitmq(request: pytest.FixtureRequest) -> RabbitBroker:
+def rabbitmq(request: pytest.FixtureRequest) -> Iterator[RabbitBroker]:
     """The shared broker. Each test makes queues of random names on it."""
-    return RabbitBroker(_demand(request, RabbitMq()).endpoint_url)
+    broker = RabbitBroker(_demand(request, RabbitMq()).endpoint_url)
+    yield broker
+    in_thread(broker.forget())
+
+
+@pytest.fixture(scope="session")
+def strace(request: pytest.FixtureRequest) -> None:
+    """The tracer is there and may trace: tests/support/strace.py uses it."""
+    _demand(request, Strace())
 
 
 def _demand(request: pytest.FixtureRequest, service: Service) -> Running:

@@ -22,7 +22,7 @@ from worker.disposition import RetryPolicy
 from worker.health import AdminServer, Health
 from worker.housekeeping import Housekeeping, HousekeepingSettings, Place
 from worker.ledger.base import Ledger
-from worker.ledger.database import check_schema, migrate, open_database
+from worker.ledger.database import Database, check_schema, migrate, open_database
 from worker.ledger.sql import SqlLedger
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
@@ -139,13 +139,19 @@ async def open_producer(settings: Settings) -> AsyncIterator[Producer]:
         )
 
 
+def open_ledger_database(settings: Settings) -> Database:
+    """The ledger's database, before its schema is looked at. Raises `LedgerError`."""
+    chosen = settings.ledger
+    return open_database(chosen.url, pooler=chosen.pooler, listen=chosen.listen)
+
+
 @asynccontextmanager
 async def open_ledger(settings: Settings) -> AsyncIterator[Ledger]:
     """The ledger. The embedded SQLite file is made and migrated here; a server's schema is only checked.
 
     Raises `SchemaMismatch`, `LedgerUnavailable` or `LedgerCorrupt`.
     """
-    database = open_database(settings.ledger.url)
+    database = open_ledger_database(settings)
     try:
         if database.dialect == "sqlite":
             await migrate(database)

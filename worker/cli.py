@@ -26,7 +26,6 @@ from worker.health import AdminError
 from worker.invocation import AsJson, Bid, Invocation
 from worker.ledger.base import BundleState, LedgerError
 from worker.ledger.database import migrate as migrate_database
-from worker.ledger.database import open_database
 from worker.producer import ProducerError
 from worker.publishers.base import PublishError
 from worker.publishers.embedded import EmbeddedPublisher
@@ -293,7 +292,7 @@ def migrate(context: typer.Context) -> None:
     settings = Invocation.of(context).settings()
 
     async def work() -> str | None:
-        database = open_database(settings.ledger.url)
+        database = bootstrap.open_ledger_database(settings)
         try:
             return await migrate_database(database)
         finally:

@@ -16,7 +16,7 @@ _USERINFO: Final = re.compile(r"://[^\s/?#\"']+@")
 
 _PARAMETER: Final = re.compile(
     r"(?P<name>(?:^|[?&;\s\"'])(?:X-Amz-(?:Signature|Credential|Security-Token)|AWSAccessKeyId|Signature|sig|"
-    r"password|secret|token|access_token|api_key)=)[^\s&;\"'#]+",
+    r"(?:ssl)?password|secret|token|access_token|api_key)=)[^\s&;\"'#]+",
     re.IGNORECASE,
 )
 

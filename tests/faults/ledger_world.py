@@ -140,7 +140,7 @@ class LedgerWorld(RuleBasedStateMachine):
         assert set(staged) == {bid for bid in self.model.published() if self.model.bundles[bid].staged}
 
     async def _outbox_agrees(self) -> None:
-        rows = await self.database.read(_outbox_rows)
+        rows = await self.database.read(outbox_rows)
         complete = {bid for bid, bundle in self.model.bundles.items() if bundle.outbox is not None}
         assert sorted(row.bid for row in rows) == sorted(complete)
         for row in rows:
@@ -183,7 +183,6 @@ def _url(resource_id: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-@dataclass(frozen=True, slots=True)
 class Row:
     """A row of the outbox; `due` by the database's clock."""
 
@@ -195,7 +194,7 @@ class Row:
     due: bool
 
 
-def _outbox_rows(conn: Connection) -> list[Row]:
+def outbox_rows(conn: Connection) -> list[Row]:
     columns = (outbox.c.event_id, outbox.c.bid, outbox.c.state, outbox.c.body, outbox.c.replays)
     statement = select(*columns, (outbox.c.state == "pending") & (outbox.c.due_at <= now_ms()))
     return [Row(*row) for row in conn.execute(statement)]

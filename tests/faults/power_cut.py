@@ -1,6 +1,6 @@
 """Case 17: what a power cut leaves of a worker's disk, made from the record of everything the worker asked of it.
 
-strace writes down every call that changes a file, with its bytes (`recording`). `cuts` replays them on a model of a disk
+strace writes down every call that changes a file, with its bytes; `cuts` replays them on a model of a disk
 that keeps the least it may: the bytes of a file as its last fsync found them, and a name only since the last fsync of its
 directory. For every moment of interest it gives the files that are there after the cut, and a worker can be started on them.
 
@@ -8,11 +8,17 @@ Nothing but fsync and fdatasync makes anything durable here, so a missing or lat
 system would have forgiven. Not modelled: half-written sectors, and a disk that lies about a flush.
 """
 
+import asyncio
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+
+from tests.faults.worlds import Load, Place, check
+from tests.support.history import Report
+from tests.support.strace import Traced
 
 Value = TypeVar("Value")
 
@@ -27,7 +33,6 @@ _RESUMED = re.compile(r"<\.\.\. \w+ resumed>(?P<rest>.*)")
 _PLACE = re.compile(rf"(?:AT_FDCWD|(?P<number>\d+))<(?P<path>{_HEX})>")
 _TEXT = re.compile(rf'"(?P<text>{_HEX})"')
 _SYNCS = ("fsync", "fdatasync")
-_HARMLESS = ("open", "openat", *_SYNCS)
 
 
 def recording(log: Path) -> tuple[str, ...]:
@@ -150,7 +155,29 @@ def _renewed(kept: Mapping[str, Value], now: Mapping[str, Value], directory: str
     return others | {path: value for path, value in now.items() if path.rpartition("/")[0] == directory}
 
 
-def cuts(log: Path, disk: Disk) -> Iterator[Cut]:
+async def recorded(place: Place, folder: Path, deaf: str = "") -> list[Cut]:
+    """Let a worker do all it has to do, and tell what a cut would have left: during every sync, and after the end.
+
+    Syncs of paths that hold the text `deaf` go unheard: a worker that had forgotten them.
+    """
+    disk, log = Disk(place.settings.home), folder / "strace.log"
+    transload = place.transload
+    traced = Traced(transload.home, transload.config, transload.environ, recording(log))
+    done = await asyncio.to_thread(traced.run, "run", "--until-idle")
+    assert done.returncode == 0, done.stderr
+    return list(cuts(log, disk, deaf))
+
+
+async def survived(place: Place, load: Load, cut: Cut) -> Report:
+    """Start a worker on what the cut left, and look at what it comes to."""
+    shutil.rmtree(place.settings.home)
+    cut.restore()
+    done = await asyncio.to_thread(place.transload.run, "run", "--until-idle")
+    assert done.returncode == 0, done.stderr
+    return await check(place, load, [])
+
+
+def cuts(log: Path, disk: Disk, deaf: str = "") -> Iterator[Cut]:
     """A cut during every fsync and fdatasync of the record, and one after the end."""
     begun: dict[str, str] = {}
     for line in log.read_text(encoding="ascii").splitlines():
@@ -162,11 +189,11 @@ def cuts(log: Path, disk: Disk) -> Iterator[Cut]:
         if (resumed := _RESUMED.fullmatch(rest)) is not None:
             rest = begun.pop(pid) + resumed["rest"]
         if (call := _WHOLE.match(rest)) is not None and int(call["result"]) >= 0:
-            yield from _replayed(call, disk)
+            yield from _replayed(call, disk, deaf)
     yield disk.cut("the end")
 
 
-def _replayed(call: "re.Match[str]", disk: Disk) -> Iterator[Cut]:
+def _replayed(call: "re.Match[str]", disk: Disk, deaf: str) -> Iterator[Cut]:
     """Carry out one call that succeeded."""
     name, arguments = call["name"], call["arguments"]
     place = _PLACE.match(arguments)
@@ -183,7 +210,8 @@ def _replayed(call: "re.Match[str]", disk: Disk) -> Iterator[Cut]:
             number, last = int(place["number"]), arguments.rpartition(", ")[2]
             if name in _SYNCS:
                 yield disk.cut(f"{name} of {path}")
-                disk.synced(path)
+                if not deaf or deaf not in path:
+                    disk.synced(path)
             elif name == "ftruncate":
                 disk.truncate(path, int(last))
             else:

@@ -55,6 +55,14 @@ class Stage:
         status = await worker.ended()
         assert status == 0, f"{arguments} ended with {status}:\n{worker.tail()}"
 
+    async def sql(self, statement: str, **values: Any) -> None:
+        """One statement on the ledger, behind its back."""
+        database = open_database(self.place.settings.ledger.url)
+        try:
+            await database.write(lambda conn: conn.execute(text(statement), values))
+        finally:
+            await database.aclose()
+
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
@@ -151,8 +159,8 @@ async def _parked(stage: Stage) -> None:
     """A completion that waits for a person."""
     await _finished(stage)
     bid = stage.load.published[0].bid
-    await _sql(stage, "UPDATE outbox SET state = 'parked', published_at = NULL WHERE bid = :bid", bid=bid)
-    await _sql(stage, "UPDATE bundles SET state = 'complete', published_at = NULL WHERE bid = :bid", bid=bid)
+    await stage.sql("UPDATE outbox SET state = 'parked', published_at = NULL WHERE bid = :bid", bid=bid)
+    await stage.sql("UPDATE bundles SET state = 'complete', published_at = NULL WHERE bid = :bid", bid=bid)
 
 
 async def _aged(stage: Stage) -> None:
@@ -168,26 +176,17 @@ async def _aged(stage: Stage) -> None:
     async with bootstrap.open_ledger(settings) as ledger:
         await ledger.record(entry)
         assert await ledger.mark_published(await ledger.claim(10, 60)) == 1
-    await _sql(
-        stage,
+    await stage.sql(
         "UPDATE bundles SET published_at = published_at - :age WHERE bid = :bid",
         age=OLD * 1000,
         bid=bid,
     )
-    await _sql(stage, "UPDATE attempts SET began_at = began_at - :age", age=OLD * 1000)
+    await stage.sql("UPDATE attempts SET began_at = began_at - :age", age=OLD * 1000)
     root = stage.place.settings.home / "storage"
     if root.exists():
         left = root / ".transload-0123456789abcdef-0.part"
         left.write_bytes(b"half of something")
         os.utime(left, (time.time() - OLD, time.time() - OLD))
-
-
-async def _sql(stage: Stage, statement: str, **values: Any) -> None:
-    database = open_database(stage.place.settings.ledger.url)
-    try:
-        await database.write(lambda conn: conn.execute(text(statement), values))
-    finally:
-        await database.aclose()
 
 
 def _files(stage: Stage) -> Path:

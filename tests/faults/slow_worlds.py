@@ -13,6 +13,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.faults.worlds import Combination, Place, Services, open_place
 from tests.support import history
 from tests.support.cli import Transload
 from tests.support.history import Published, Report, World
+from tests.support.processes import free_port
 from tests.support.slow_staging import BUCKET, SlowStaging, slow_staging
 from tests.support.workers import Worker, Workers, workers
 from worker import bootstrap
@@ -50,7 +52,7 @@ async def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> Non
     """Look until it holds, while the test's event loop goes on."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - what a process does sets no event here
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.02)
 
 
 @dataclass(slots=True)
@@ -149,9 +151,17 @@ class SlowWorld:
 
 @asynccontextmanager
 async def slow_world(
-    combination: Combination, services: Services, folder: Path, **changes: Mapping[str, Any]
+    combination: Combination,
+    services: Services,
+    folder: Path,
+    *,
+    logs: Path | None = None,
+    **changes: Mapping[str, Any],
 ) -> AsyncIterator[SlowWorld]:
-    """A world of its own, and its staging. `changes` go over the sections of the settings file."""
+    """A world of its own, and its staging. `changes` go over the sections of the settings file.
+
+    `logs`: where the workers' logs go, when not into `folder`.
+    """
     async with AsyncExitStack() as stack:
         staging = await stack.enter_async_context(slow_staging())
         access = {"region": "us-east-1", "access_key_id": "test", "secret_access_key": "test"}
@@ -160,9 +170,10 @@ async def slow_world(
             open_place(combination, services, folder, changes={"staging": source, **changes})
         )
         # From here on the ledger can be asked, whether a worker has run or not.
-        await stack.enter_async_context(bootstrap.open_ledger(place.settings))
+        async with bootstrap.open_ledger(place.settings):
+            pass
         queue = await stack.enter_async_context(bootstrap.open_queue(place.settings))
-        pool = stack.enter_context(workers(place.transload, folder / "logs"))
+        pool = stack.enter_context(workers(place.transload, logs or folder / "logs"))
         yield SlowWorld(place, staging, queue, pool)
 
 
@@ -176,6 +187,27 @@ def detour(place: Place, **changes: Mapping[str, Any]) -> Transload:
     file = original.with_name("detour.yaml")
     file.write_text(yaml.safe_dump(sections), encoding="utf-8")
     return Transload(place.transload.home, file)
+
+
+def admin_port() -> tuple[int, Mapping[str, str]]:
+    """A port for a worker's metrics and probes, and the variables that make the worker listen there."""
+    port = free_port()
+    return port, {"TRANSLOAD_ADMIN__PORT": str(port)}
+
+
+async def probed(port: int, path: str) -> tuple[int, str]:
+    """Status and body of a page of the admin server."""
+
+    def ask() -> tuple[int, str]:
+        connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    return await asyncio.to_thread(ask)
 
 
 def told(worker: Worker, event: str) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from tests.support.workers import Usage, Worker, Workers
 
-RSS_BOUND = 12 << 20
+RSS_BOUND = 16 << 20
 """Bytes the median of the last quarter may lie above that of the second: what an allocator's moods come to, no leak."""
 FD_BOUND = 4
 THREAD_BOUND = 2

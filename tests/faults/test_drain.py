@@ -55,7 +55,7 @@ async def test_case_14_work_that_ends_in_time_is_done_and_announced(
         await world.put("test-bundle", "slow")
         worker = await working(world)
         worker.terminate()
-        await until(lambda: bool(told(worker, "draining")))
+        await until(lambda: worker.says("draining"))
         world.staging.released.set()
         assert await worker.ended() == 0, worker.tail()
         assert [line["bid"] for line in told(worker, "bundle published")] == ["test-bundle"]
@@ -106,7 +106,7 @@ async def test_case_15_a_drain_cut_short_loses_nothing(
         await world.put("test-bundle", "slow", "quick")
         worker = await working(world)
         worker.terminate()
-        await until(lambda: bool(told(worker, "draining")))
+        await until(lambda: worker.says("draining"))
         if end == "SIGKILL":
             worker.kill()
         else:
@@ -160,7 +160,7 @@ async def leave_in_turn(
         pool = [world.start() for _ in range(3)]
         for turn in range(times):
             leaving = pool.pop(0)
-            await until(lambda: bool(told(leaving, "bundle complete")))  # noqa: B023 - it ends within the turn
+            await until(lambda: leaving.says("bundle complete"))  # noqa: B023 - it ends within the turn
             await asyncio.sleep(every)
             leaving.terminate()
             pool.append(world.start())

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +51,14 @@ _BOOT = 'epmd -address 127.0.0.1 -port "$ERL_EPMD_PORT" -relaxed_command_check &
 class RabbitBroker:
     """A broker that answers."""
 
+    grace = 10.0
+    """Seconds between the end of a test and the end of its queues. RabbitMQ 3.10 may never again make a queue that passes
+    messages on, when one is deleted in the moment in which it starts."""
+
     def __init__(self, url: str) -> None:
         """`url` is that of a user who may do everything."""
         self.url = url
+        self._left: deque[tuple[float, str]] = deque()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -64,9 +71,29 @@ class RabbitBroker:
         credentials = parts.netloc.rpartition("@")[0]
         return parts._replace(netloc=f"{credentials}@127.0.0.1:{port}").geturl()
 
+    async def leave(self, *names: str) -> None:
+        """These queues are done with. Delete those that have been for a while."""
+        now = time.monotonic()
+        self._left.extend((now, name) for name in names)
+        await self._delete(now - self.grace)
+
+    async def forget(self) -> None:
+        """Delete all that is left: the broker may live longer than the tests."""
+        await self._delete(time.monotonic())
+
+    async def _delete(self, before: float) -> None:
+        if not self._left or self._left[0][0] > before:
+            return
+        async with aiormq.connect(self.url) as connection:
+            channel = await connection.channel()
+            while self._left and self._left[0][0] <= before:
+                await channel.queue_delete(self._left.popleft()[1])
+
 
 class OwnBroker(RabbitBroker):
     """A broker of the test's own: killed, and started again at the same address, on the same data."""
+
+    grace = math.inf
 
     def __init__(self, base: Path, configuration: str = "", advanced: str = "") -> None:
         """`base` is an empty directory; `configuration` are lines of rabbitmq.conf, `advanced` Erlang terms for `rabbit`."""
@@ -214,15 +241,11 @@ class Queues:
 
 @contextlib.asynccontextmanager
 async def rabbit_queues(broker: RabbitBroker) -> AsyncIterator[Queues]:
-    """A random name; whatever queues the adapters make of it are deleted at the end."""
+    """A random name; whatever queues the adapters make of it are deleted in the end."""
     name = f"t-{secrets.token_hex(6)}"
     async with aiormq.connect(broker.url) as connection:
         yield Queues(broker.url, name, await connection.channel())
-    # Another connection: the test may have killed the broker under the first one.
-    async with aiormq.connect(broker.url) as connection:
-        channel = await connection.channel()
-        for each in (name, *Topology(name, f"{name}.dead").others):
-            await channel.queue_delete(each)
+    await broker.leave(name, *Topology(name, f"{name}.dead").others)
 
 
 def _programs() -> Path:

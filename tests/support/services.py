@@ -11,10 +11,10 @@ import os
 import sqlite3
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".services"
@@ -81,6 +81,27 @@ class Board:
     def count(self, fixture_names: list[str]) -> None:
         """Note that one test ran with these fixtures."""
         self.tests.update(name for name in fixture_names if name in self.outcomes)
+
+    def report(self) -> dict[str, Any]:
+        """Everything the table needs, fit to be sent to another process; `merge` takes it in there."""
+        return {
+            "outcomes": {
+                name: (str(outcome), outcome.command)
+                if isinstance(outcome, NotAvailable)
+                else (outcome.endpoint_url, outcome.version, outcome.origin)
+                for name, outcome in self.outcomes.items()
+            },
+            "tests": dict(self.tests),
+        }
+
+    def merge(self, report: Mapping[str, Any]) -> None:
+        """Add what another process's tests had. A service that one of them missed is missing."""
+        for name, facts in report["outcomes"].items():
+            if len(facts) == 2:
+                self.outcomes[name] = NotAvailable(*facts)
+            elif not isinstance(self.outcomes.get(name), NotAvailable):
+                self.outcomes[name] = Running(*facts)
+        self.tests.update(report["tests"])
 
     def stop(self) -> None:
         """Stop everything that was started here."""

@@ -33,6 +33,30 @@ class Stub:
         self.stops += 1
 
 
+def test_the_table_gathers_what_several_processes_had() -> None:
+    """As `-n` has it: each process has a board of its own, and sends it home as JSON."""
+    there = Running("http://127.0.0.1:1", "1.0", "started here")
+    whole = Board()
+    for outcome in (there, NotAvailable("no such thing", "get it"), there):
+        part = Board()
+        try:
+            part.demand(Stub("thing", outcome))
+        except NotAvailable:
+            assert not part.complete
+        part.count(["thing", "other"])
+        whole.merge(json.loads(json.dumps(part.report())))
+    assert not whole.complete, "what one of them missed is missing"
+    assert any("NOT AVAILABLE: no such thing; get it with: get it" in line for line in whole.table())
+    whole = Board()
+    for _ in range(2):
+        part = Board()
+        part.demand(Stub("thing", there))
+        part.count(["thing"])
+        whole.merge(json.loads(json.dumps(part.report())))
+    assert whole.complete
+    assert any(line.split() == ["thing", "1.0", "started", "here", "2"] for line in whole.table())
+
+
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():

@@ -109,10 +109,13 @@ class SqlLedger:
             .order_by(outbox.c.due_at)
             .limit(limit)
             .with_for_update(skip_locked=True)
+            # Evaluated once, whatever the plan: PostgreSQL may run a plain subquery anew and then lock more than the limit.
+            .cte("due")
+            .prefix_with("MATERIALIZED", dialect="postgresql")
         )
         statement = (
             update(outbox)
-            .where(outbox.c.event_id.in_(due.scalar_subquery()))
+            .where(outbox.c.event_id.in_(select(due.c.event_id)))
             .values(
                 due_at=now_ms() + _ms(lease),
                 attempts=outbox.c.attempts + 1,
