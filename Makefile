@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 JOBS   := 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-memory soak lock clean
+.PHONY: help demo test lint format bench bench-memory crash soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ format: $(STAMP) ## let ruff write the layout and the safe fixes
 
 bench: $(STAMP) ## 2,000 resources of 10 kB, file to file, beside a bare thread pool with the same fsyncs
 	@$(BIN)/python -m tests.benchmarks.throughput $(ARGS)
+
+crash: $(STAMP) ## SIGKILL at every failpoint on every queue, ledger and store, and the table of it (ARGS=--short: a sample)
+	@$(BIN)/python -m tests.faults.crash $(ARGS)
 
 soak: $(STAMP) ## three real workers under a random load, killed and held up at random (MINUTES=4, HOURS=, SEED=, ARGS=--short)
 	@$(BIN)/python -m tests.faults.soak $(if $(HOURS),--hours $(HOURS),$(if $(MINUTES),--minutes $(MINUTES))) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -169,7 +169,11 @@ async def open_ledger(settings: Settings) -> AsyncIterator[Ledger]:
 @asynccontextmanager
 async def open_queue(settings: Settings) -> AsyncIterator[Queue]:
     """The queue messages come from."""
-    queue = await QUEUES.load(settings.queue.type).connect(settings.queue.options)
+    options = settings.queue.options
+    if getattr(options, "prefetch", 1) is None:
+        # A broker that pushes should send as much as is worked on at once, and no more.
+        options = options.model_copy(update={"prefetch": settings.worker.concurrency})
+    queue = await QUEUES.load(settings.queue.type).connect(options)
     try:
         yield queue
     finally:

@@ -76,6 +76,8 @@ def configure(
             root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(max(_LEVELS[level], logging.WARNING))
+    # It reports every lost connection as an error of its own; what it means for us is logged by who meets it.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     logging.captureWarnings(capture=True)
 
 

@@ -274,13 +274,16 @@ class Outlet:
     async def _publish(
         self, channel: AbstractChannel, body: bytes, properties: Basic.Properties, exchange: str, to: str
     ) -> None:
+        async def confirmed() -> None:
+            failpoint("rabbitmq.publish.before")
+            await channel.basic_publish(
+                bytes(body), exchange=exchange, routing_key=to, properties=properties, mandatory=True
+            )
+            failpoint("rabbitmq.publish.after")
+
         await self._unblocked(channel, self.link.timeout)
-        failpoint("rabbitmq.publish.before")
-        publishing = channel.basic_publish(
-            bytes(body), exchange=exchange, routing_key=to, properties=properties, mandatory=True
-        )
         try:
-            await call(publishing, self.link.timeout, cancel=True)
+            await call(confirmed(), self.link.timeout, cancel=True)
         except BrokerError as exc:
             if exc.silence:
                 await self._unblocked(channel, 0)
@@ -290,7 +293,6 @@ class Outlet:
                 for link in (self.link, self._apart):
                     link.drop(channel.connection)
             raise
-        failpoint("rabbitmq.publish.after")
 
     @staticmethod
     async def _unblocked(channel: AbstractChannel, seconds: float) -> None:

@@ -70,6 +70,7 @@ class Consumer:
         self._held: dict[str, Held] = {}
         self._changed = asyncio.Event()
         self._subscribed = False
+        self._forgotten = False
         self._unfed_since: float | None = None
         self._chores: set[asyncio.Task[None]] = set()
         self.ended: str | None = None
@@ -91,13 +92,14 @@ class Consumer:
         """Have the broker deliver, unless it does already. Raises `BrokerError`."""
         async with self._subscribing:
             self.require()
-            if self._tag is None:
+            if self._tag is None or self._forgotten:
                 # Known before the broker knows it: whoever is cancelled in here leaves a consumer that is not forgotten.
                 # Never twice the same: RabbitMQ 3.10 breaks the connection when a tag comes back to a channel that holds
                 # messages.
-                self._tag = f"transload.{self._prefix}.{next(self._numbers)}"
+                earlier, self._tag = self._tag, f"transload.{self._prefix}.{next(self._numbers)}"
+                self._forgotten = False
                 try:
-                    await call(self._consume(self._tag), self._link.timeout)
+                    await call(self._consume(earlier, self._tag), self._link.timeout)
                 except BrokerError:
                     self.end("it could not consume")
                     raise
@@ -122,15 +124,17 @@ class Consumer:
         self.require()
         answer = await self._ask(self._channel.queue_declare(self._queue, passive=True))
         waiting, now = answer.message_count or 0, self._loop.time()
-        if not waiting or self._buffer or self._held or not self._subscribed:
+        full = 0 < self._prefetch <= len(self._held)
+        if not waiting or self._buffer or full or not self._subscribed:
             self._unfed_since = None
         elif self._unfed_since is None:
             self._unfed_since = now
-        if self._subscribed and not self._held:
-            if not answer.consumer_count:
-                self.end("the broker lists no consumer although nobody cancelled it")
-            elif self._unfed_since is not None and now - self._unfed_since >= self._lease:
-                self.end("the broker delivers nothing although messages wait")
+        unfed = self._unfed_since is not None and now - self._unfed_since >= self._lease
+        if self._subscribed and (unfed or not answer.consumer_count):
+            if not self._held:
+                self.end("the broker delivers nothing, to a consumer that nobody cancelled")
+            # What is held is worth more than a fresh channel: the next `subscribe` consumes anew on this one.
+            self._forgotten, self._unfed_since = True, None
         return waiting
 
     async def extend(self, handles: Sequence[str]) -> Sequence[str]:
@@ -167,7 +171,7 @@ class Consumer:
         """Remove a claimed message from the queue. Raises `BrokerError`; then it may have been removed or not."""
         self.require()
         try:
-            await self._remove(held.tag)
+            await self._answer(self._remove(held.tag))
         finally:
             self._held.pop(held.handle, None)
 
@@ -175,7 +179,7 @@ class Consumer:
         """Give a claimed message back. Raises `BrokerError`; then it comes back when the channel ends."""
         self.require()
         try:
-            await self._requeue(held.tag, counted=counted)
+            await self._answer(self._requeue(held.tag, counted=counted))
         finally:
             self._held.pop(held.handle, None)
 
@@ -194,7 +198,7 @@ class Consumer:
     async def give_back(self, delivery: DeliveredMessage, *, copied: bool) -> None:
         """Give back what was handed to nobody: requeue it, or remove it where a copy of it is in the queue."""
         tag = delivery.delivery_tag or 0
-        await (self._remove(tag) if copied else self._requeue(tag, counted=False))
+        await self._answer(self._remove(tag) if copied else self._requeue(tag, counted=False))
 
     def end(self, reason: str) -> None:
         """Forget everything: the broker gives it to somebody else when the channel is closed, which this does."""
@@ -214,7 +218,9 @@ class Consumer:
         if self.ended is not None:
             raise BrokerError(Trouble.UNAVAILABLE, self.ended)
 
-    async def _consume(self, tag: str) -> None:
+    async def _consume(self, earlier: str | None, tag: str) -> None:
+        if earlier is not None:
+            await self._channel.basic_cancel(earlier)
         await self._channel.basic_qos(prefetch_count=self._prefetch)
         await self._channel.basic_consume(self._queue, self._deliver, consumer_tag=tag)
         self._subscribed = True
@@ -228,9 +234,17 @@ class Consumer:
                 self._link.drop(self._channel.connection)
             raise
 
+    async def _answer(self, work: Awaitable[None]) -> None:
+        try:
+            await call(work, self._link.timeout)
+        except BrokerError:
+            # The broker may have it or not, and it closes the channel of whoever answers twice.
+            self.end("an answer did not get through")
+            raise
+
     async def _remove(self, tag: int) -> None:
         failpoint("rabbitmq.ack.before")
-        await call(self._channel.basic_ack(tag), self._link.timeout)
+        await self._channel.basic_ack(tag)
         failpoint("rabbitmq.ack.after")
 
     async def _requeue(self, tag: int, *, counted: bool) -> None:
@@ -238,7 +252,7 @@ class Consumer:
         # (https://www.rabbitmq.com/docs/4.3/nack).
         answer = self._channel.basic_reject if counted else self._channel.basic_nack
         failpoint("rabbitmq.requeue.before")
-        await call(answer(tag, requeue=True), self._link.timeout)
+        await answer(tag, requeue=True)
         failpoint("rabbitmq.requeue.after")
 
     async def _deliver(self, delivery: DeliveredMessage) -> None:
@@ -273,7 +287,7 @@ class Consumer:
     def _lapse(self, held: Held) -> None:
         if self._held.pop(held.handle, None) is held and held.timer is not None:
             held.timer.cancel()
-            self._later(self._requeue(held.tag, counted=True))
+            self._later(self._answer(self._requeue(held.tag, counted=True)))
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

@@ -11,7 +11,8 @@ Exit status 1 when anything was lost, an invariant does not hold, or a failpoint
 
 import argparse
 import asyncio
-import json
+import functools
+import itertools
 import os
 import random
 import shutil
@@ -19,13 +20,16 @@ import signal
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
-from tests.faults import crash_table
+from botocore.loaders import JSONFileLoader
+
+from tests.faults import crash_table, power_cut, strokes
+from tests.faults.crash_plan import ELSEWHERE, Passed, Visit, covering, planned, unvisited
 from tests.faults.crash_table import Outcome
 from tests.faults.scenarios import SCENARIOS, Scenario, Stage
 from tests.faults.worlds import (
@@ -34,61 +38,21 @@ from tests.faults.worlds import (
     QUEUES,
     Combination,
     Services,
+    announced_after,
     check,
     combinations,
     open_place,
+    publish_small,
     started,
 )
-from tests.support.failpoints import known
 from tests.support.services import NotAvailable
-from tests.support.workers import Worker, workers
+from tests.support.strace import Strace
+from tests.support.workers import workers
 from worker import logs
 
 ROOT = Path(__file__).resolve().parents[2] / ".bench" / "crash"
 AT_ONCE = 3
 """Kills side by side. Two processors are kept busy by three, because each waits a second for a lease."""
-VISITS_OF_SHORT = 4
-"""Kills each combination gets at least."""
-RAISED = {
-    "file.sync.before": "raise:OSError:5",
-    "file.link.before": "raise:OSError:28",
-    "file.sync_directory.before": "raise:OSError:5",
-    "sqlite.commit.before": "raise:OSError:28",
-    "ledger.record.before": "raise:RuntimeError",
-    "relay.publish.before": "raise:RuntimeError",
-    "s3.complete.before": "raise:ConnectionResetError:104",
-    "s3.put.after": "raise:ConnectionResetError:104",
-}
-"""Errors at commits, in the full run: the process goes on or ends, and either way nothing may be lost."""
-
-ELSEWHERE = {
-    "file.create.*": "only where the file system has no files without a name; tests/unit/test_file_backend.py",
-    "file.discard.*": "as file.create",
-    "file.link_named.*": "as file.create",
-    "file.unlink_temporary.*": "as file.create",
-    "s3.abort.*": "takes a failing upload; tests/unit/test_s3_backend.py",
-    "s3.sweep.*": "takes an upload older than an hour; tests/conformance/backends.py",
-    "ledger.probe.*": "takes an outage of the ledger; tests/faults/test_outages.py",
-}
-"""What no scenario passes, and where it is tried instead."""
-
-
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """One process to be killed."""
-
-    combination: Combination
-    scenario: Scenario
-    failpoint: str
-    passage: int
-    action: str = "kill"
-
-    @property
-    def armed(self) -> str:
-        return f"{self.failpoint}={self.action}@{self.passage}"
-
-    def __str__(self) -> str:
-        return f"{self.combination}: {self.scenario.name}: {self.armed}"
 
 
 @dataclass(slots=True)
@@ -111,27 +75,83 @@ class Matrix:
         )
         passed = Counter(notes.read_text(encoding="utf-8").split()) if notes.exists() else Counter[str]()
         if outcome.problems:
-            print(f"FAILED without any fault: {combination}: {scenario.name}", flush=True)
+            print(
+                f"FAILED without any fault: {combination}: {scenario.name}",
+                *outcome.problems,
+                sep="\n  ",
+                flush=True,
+            )
         else:
             shutil.rmtree(folder)
         return passed, outcome
 
-    async def kill(self, visit: Visit) -> Outcome:
-        """Carry out one visit. A passage that is not reached this time is tried again nearer the start."""
+    def below(self) -> list[Coroutine[Any, Any, list[Outcome]]]:
+        """What goes on below the failpoints: at system calls, and on the disk."""
+        return [*(self.strike(stroke) for stroke in strokes.STROKES), self.cut_power()]
+
+    async def kill(self, visit: Visit) -> list[Outcome]:
+        """Carry out one visit. A passage that is not reached this time is tried again nearer the start, or elsewhere."""
         while True:
             outcome = await self._carried_out(visit, visit.armed, self._folder())
-            if outcome.reached or visit.passage == 1:
+            nearer = visit.nearer()
+            if outcome.reached or outcome.problems or nearer is None:
                 break
             shutil.rmtree(outcome.folder)
-            visit = replace(visit, passage=visit.passage // 2)
+            visit = nearer
         if not outcome.problems:
             shutil.rmtree(outcome.folder)
         self.ended += 1
-        print(
-            f"{self.ended:5d} of {self.total}  {'ok' if not outcome.problems else 'FAILED'}  {visit}",
-            flush=True,
-        )
-        return outcome
+        said = "FAILED" if outcome.problems else "ok" if outcome.reached else "not reached"
+        print(f"{self.ended:5d} of {self.total}  {said}  {visit}", flush=True)
+        return [outcome]
+
+    async def strike(self, stroke: strokes.Stroke) -> list[Outcome]:
+        """Case 16: one system call after the other, until the worker comes through."""
+        outcomes = []
+        folder = self._folder()
+        async with self.gate:
+            async for struck in strokes.until_clean(stroke, folder, self.seed):
+                outcome = Outcome(
+                    f"{Combination()}, system calls",
+                    "strace",
+                    f"{stroke.name}: {', '.join(stroke.calls)}",
+                    struck.number,
+                    self.seed,
+                    folder / f"{stroke.name}-{struck.number}",
+                    reached=struck.killed,
+                    recovery=struck.recovery,
+                )
+                outcome.found(struck.report)
+                outcomes.append(outcome)
+                print(f"{'FAILED' if outcome.problems else 'ok':>12}  {outcome.where}", flush=True)
+        if not any(outcome.problems for outcome in outcomes):
+            shutil.rmtree(folder)
+        return outcomes
+
+    async def cut_power(self) -> list[Outcome]:
+        """Case 17: a worker on what a power cut leaves, for every sync during which the power may go off."""
+        outcomes = []
+        folder = self._folder()
+        async with self.gate, open_place(Combination(), Services(), folder) as place:
+            load = await publish_small(place, self.seed)
+            for number, cut in enumerate(await power_cut.recorded(place, folder), start=1):
+                outcome = Outcome(
+                    f"{Combination()}, power cuts",
+                    "power cut",
+                    "every sync",
+                    number,
+                    self.seed,
+                    folder,
+                    reached=True,
+                )
+                outcome.found(await power_cut.survived(place, load, cut))
+                outcomes.append(outcome)
+                print(
+                    f"{'FAILED' if outcome.problems else 'ok':>12}  {outcome.where}: {cut.during}", flush=True
+                )
+        if not any(outcome.problems for outcome in outcomes):
+            shutil.rmtree(folder)
+        return outcomes
 
     async def _carried_out(self, visit: Visit, failpoints: str, folder: Path) -> Outcome:
         seed = random.Random(f"{self.seed} {visit}").getrandbits(40)
@@ -169,33 +189,16 @@ class Matrix:
                 died = time.time()
                 outcome.reached = visit.action != "kill" or dead.wait() == -signal.SIGKILL
                 if not outcome.reached:
-                    outcome.problems.append(f"passage {visit.passage} was not reached")
                     return
-                outcome.recovery = announced(await scenario.recovered(stage), died)
+                outcome.recovery = announced_after(await scenario.recovered(stage), died)
                 report = await check(place, stage.load, [worker.log for worker in pool.started])
-        outcome.problems += report.violations
-        outcome.lost = len(report.lost)
-        outcome.duplicates = 0 if scenario.announces_again else report.duplicates
-        outcome.inconsistent = report.inconsistent
-        outcome.swept = report.swept
+        outcome.found(report)
+        if scenario.announces_again:
+            outcome.duplicates = 0
 
     def _folder(self) -> Path:
         self.begun += 1
         return ROOT / f"{self.seed}" / f"{self.begun:04d}"
-
-
-def announced(worker: Worker, since: float) -> float | None:
-    """Seconds from then to the last notification this worker sent; None when all were out before."""
-    times = [
-        datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp()
-        for line in worker.log.read_text(encoding="utf-8").splitlines()
-        if '"bundle published"' in line
-    ]
-    return max(times) - since if times else None
-
-
-Passed = dict[Combination, dict[str, tuple[Scenario, int]]]
-"""By combination: the failpoints that are reached there, in which scenario first, and how often it passes them."""
 
 
 async def watched(
@@ -217,77 +220,8 @@ async def watched(
     found: Passed = defaultdict(dict)
     for (combination, scenario), (names, _) in zip(runs, results, strict=True):
         for name, times in names.items():
-            found[combination].setdefault(name, (scenario, times))
+            found[combination].setdefault(name, []).append((scenario, times))
     return found, [outcome for _, outcome in results if outcome.problems]
-
-
-def covering(wanted: Sequence[Combination]) -> list[Combination]:
-    """A few of them in which every queue, every ledger and every backend is there."""
-    chosen: list[Combination] = []
-    seen: set[str] = set()
-    while missing := {part for each in wanted for part in _parts(each)} - seen:
-        best = max(wanted, key=lambda each: len(missing & _parts(each)))
-        chosen.append(best)
-        seen |= _parts(best)
-    return chosen
-
-
-def _parts(combination: Combination) -> set[str]:
-    return {combination.queue, combination.ledger, combination.backend}
-
-
-def planned(found: Passed, draw: random.Random, *, short: bool) -> list[Visit]:
-    """The visits, in an order that mixes the combinations."""
-    visits = _sample(found, draw) if short else list(_all(found, draw))
-    draw.shuffle(visits)
-    return visits
-
-
-def _all(found: Passed, draw: random.Random) -> Iterator[Visit]:
-    for combination, names in found.items():
-        for name, (scenario, times) in names.items():
-            yield Visit(combination, scenario, name, 1)
-            if times > 1:
-                yield Visit(combination, scenario, name, _later(times, draw))
-        for name, action in RAISED.items():
-            if name in names:
-                yield Visit(combination, names[name][0], name, 1, action)
-
-
-def _sample(found: Passed, draw: random.Random) -> list[Visit]:
-    """Every failpoint once, somewhere; then every combination a few times."""
-    where = defaultdict(list)
-    for combination, names in found.items():
-        for name in names:
-            where[name].append(combination)
-    visits = [_drawn(found, draw.choice(places), name, draw) for name, places in sorted(where.items())]
-    for combination, names in found.items():
-        had = [visit.failpoint for visit in visits if visit.combination == combination]
-        others = sorted(names.keys() - had)
-        more = draw.sample(others, min(len(others), max(0, VISITS_OF_SHORT - len(had))))
-        visits += [_drawn(found, combination, name, draw) for name in more]
-    return visits
-
-
-def _drawn(found: Passed, combination: Combination, name: str, draw: random.Random) -> Visit:
-    scenario, times = found[combination][name]
-    passage = 1 if times == 1 or draw.random() < 0.5 else _later(times, draw)
-    return Visit(combination, scenario, name, passage)
-
-
-def _later(times: int, draw: random.Random) -> int:
-    """Not among the last ones: the next run may come by less often."""
-    return draw.randint(2, max(2, times * 2 // 3))
-
-
-def unvisited(found: Passed) -> list[str]:
-    """Failpoints that nothing passes and that have no reason not to be passed."""
-    reached = {name for names in found.values() for name in names}
-    return [
-        name
-        for name in known()
-        if name not in reached and not any(fnmatchcase(name, pattern) for pattern in ELSEWHERE)
-    ]
 
 
 async def run(options: argparse.Namespace, services: Services, wanted: Sequence[Combination]) -> int:
@@ -301,18 +235,26 @@ async def run(options: argparse.Namespace, services: Services, wanted: Sequence[
     ]
     matrix.total = len(visits)
     print(f"{matrix.total} visits, {AT_ONCE} at a time", flush=True)
+    below = [] if options.short or options.only != "*" or Combination() not in wanted else matrix.below()
+    results = await asyncio.gather(*(matrix.kill(visit) for visit in visits), *below)
     outcomes = sorted(
-        await asyncio.gather(*(matrix.kill(visit) for visit in visits)),
+        itertools.chain.from_iterable(results),
         key=lambda outcome: (outcome.combination, outcome.failpoint, outcome.passage),
     )
+    if missed := [outcome for outcome in outcomes if not outcome.reached]:
+        print(f"{len(missed)} places that were passed by chance before were not passed again")
     # With all services there, a place that nothing passes is a hole in the matrix.
-    holes = unvisited(found) if wanted == combinations(QUEUES, LEDGERS, BACKENDS) else []
+    holes = (
+        unvisited(outcomes)
+        if options.only == "*" and wanted == combinations(QUEUES, LEDGERS, BACKENDS)
+        else []
+    )
     print(*crash_table.terminal(outcomes), sep="\n")
     for outcome in [*failed, *outcomes]:
         for problem in outcome.problems:
             print(f"{outcome.where}: {problem}\n  logs: {outcome.folder}")
     for name in holes:
-        print(f"{name}: nothing passes it; give it a scenario, or a reason in ELSEWHERE")
+        print(f"{name}: nothing was killed there; give it a scenario, or a reason in ELSEWHERE")
     minutes = (time.monotonic() - started_at) / 60
     sample = "a seeded sample" if options.short else "all there are"
     places = len({each.failpoint for each in outcomes})
@@ -341,9 +283,14 @@ def main() -> int:
         options.seed = random.SystemRandom().randrange(1 << 20)
     print(f"seed {options.seed}", flush=True)
     logs.configure("error", "json", sys.stderr)
+    # Parsing the descriptions of AWS's services is most of what a client costs, and every visit makes a dozen.
+    load = functools.cache(JSONFileLoader().load_file)
+    JSONFileLoader.load_file = lambda _, path: load(path)
     wanted = combinations(options.queue or QUEUES, options.ledger or LEDGERS, options.backend or BACKENDS)
     shutil.rmtree(ROOT / str(options.seed), ignore_errors=True)
     try:
+        if not options.short:
+            Strace().start()
         with started(wanted) as services:
             return asyncio.run(run(options, services, wanted))
     except NotAvailable as exc:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.history import Report
+
 
 @dataclass(slots=True)
 class Outcome:
@@ -26,6 +28,14 @@ class Outcome:
     inconsistent: int = 0
     swept: int = 0
     problems: list[str] = field(default_factory=list)
+
+    def found(self, report: Report) -> None:
+        """Take over what the history checker says."""
+        self.problems += report.violations
+        self.lost = len(report.lost)
+        self.duplicates = report.duplicates
+        self.inconsistent = report.inconsistent
+        self.swept = report.swept
 
     @property
     def where(self) -> str:
@@ -52,7 +62,7 @@ class Row:
         times = sorted(outcome.recovery for outcome in outcomes if outcome.recovery is not None)
         return cls(
             name,
-            len({outcome.failpoint for outcome in outcomes}),
+            len({outcome.failpoint for outcome in outcomes if outcome.reached}),
             sum(outcome.reached for outcome in outcomes),
             sum(outcome.lost for outcome in outcomes),
             sum(outcome.duplicates for outcome in outcomes),

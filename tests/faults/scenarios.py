@@ -155,6 +155,13 @@ async def _dead(stage: Stage) -> None:
     stage.load = await stage_missing(stage.place, stage.seed)
 
 
+async def _discarded(stage: Stage) -> None:
+    """A dead letter that nobody wants."""
+    await _missing(stage)
+    await stage.done(*RUN)
+    stage.load = Load()
+
+
 async def _parked(stage: Stage) -> None:
     """A completion that waits for a person."""
     await _finished(stage)
@@ -205,14 +212,24 @@ async def _fetched_files(stage: Stage) -> None:
 
 
 _PUBLISHED = ("bundle published", 2)
+_BEGUN = ("message failed", 1)
+"""The message that nobody can read came in with all the others."""
 _SWEPT = ("housekeeping done", 1)
 
 SCENARIOS = (
     Scenario("run", _published),
     Scenario("redo", _half_stored),
-    Scenario("slow", _published, besides="file.write.before=sleep:0.8;ledger.record.before=sleep:0.8"),
+    Scenario("slow", _published, besides="file.write.before=sleep:0.4@1+;ledger.record.before=sleep:0.8"),
     Scenario("retry", _missing),
     Scenario("drain", _published, ("run",), until=_PUBLISHED),
+    Scenario(
+        "release",
+        _published,
+        ("run",),
+        until=_BEGUN,
+        besides="file.write.before=sleep:0.4@1+",
+        changes={"worker": {"drain_timeout": 0}},
+    ),
     Scenario(
         "publish",
         _fetched_files,
@@ -229,6 +246,7 @@ SCENARIOS = (
         repeated=True,
     ),
     Scenario("redrive", _dead, ("dlq", "redrive", "--all"), repeated=True, statuses=(0, 1)),
+    Scenario("purge", _discarded, ("dlq", "purge", "--all", "--yes"), repeated=True, statuses=(0, 1)),
     Scenario("replay", _finished, ("replay", "BID"), repeated=True, announces_again=True),
     Scenario(
         "unpark",

@@ -1,6 +1,6 @@
 """A world whose payloads take as long as a test wants, and whole worker processes on it.
 
-    async with slow_world(Combination("rabbitmq"), services, folder, worker={"drain_timeout": 0.2}) as world:
+    async with slow_world(Combination("rabbitmq"), services, folder, changes=settings) as world:
         world.staging.held.add("test-a/slow")
         await world.put("test-a", "slow", "quick")
         worker = world.start()
@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -36,6 +37,8 @@ from worker.queues.base import Message, OutgoingMessage, Queue
 
 PATIENCE = 60.0
 """Seconds after which a test has failed."""
+Changes = Mapping[str, Mapping[str, Any]]
+"""Section of the settings file -> keys that go over its own."""
 _ANNOUNCED = "SELECT bid FROM bundles WHERE state = 'published'"
 
 
@@ -69,7 +72,7 @@ class SlowWorld:
         """A worker that runs until it is told to stop."""
         return self.pool.start("run", failpoints=failpoints, environ=environ)
 
-    async def put(self, bid: str, *names: str, payload: bytes = b"payload") -> None:
+    async def put(self, bid: str, *names: str, payload: bytes = b"payload" * 20) -> None:
         """Stage and announce a bundle of these resources, which its messages count."""
         payloads = {name: payload + f"{bid}/{name}".encode() for name in names}
         urls = {name: f"https://example.com/{bid}/{name}" for name in names}
@@ -155,13 +158,10 @@ async def slow_world(
     services: Services,
     folder: Path,
     *,
+    changes: Changes = MappingProxyType({}),
     logs: Path | None = None,
-    **changes: Mapping[str, Any],
 ) -> AsyncIterator[SlowWorld]:
-    """A world of its own, and its staging. `changes` go over the sections of the settings file.
-
-    `logs`: where the workers' logs go, when not into `folder`.
-    """
+    """A world of its own, and its staging. `logs`: where the workers' logs go, when not into `folder`."""
     async with AsyncExitStack() as stack:
         staging = await stack.enter_async_context(slow_staging())
         access = {"region": "us-east-1", "access_key_id": "test", "secret_access_key": "test"}
@@ -177,7 +177,7 @@ async def slow_world(
         yield SlowWorld(place, staging, queue, pool)
 
 
-def detour(place: Place, **changes: Mapping[str, Any]) -> Transload:
+def detour(place: Place, changes: Changes) -> Transload:
     """The same place by another way, such as a proxy's: workers take it, and the test looks past it."""
     original = place.transload.config
     assert original is not None

@@ -5,11 +5,20 @@ through a handful.
 """
 
 import signal
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.worlds import Combination, Place, Services, check, open_place, publish_small
+from tests.faults.worlds import (
+    Combination,
+    Place,
+    Services,
+    announced_after,
+    check,
+    open_place,
+    publish_small,
+)
 from tests.support.history import Report
 from tests.support.strace import Traced, killing
 from tests.support.workers import workers
@@ -52,6 +61,7 @@ class Struck:
     stroke: Stroke
     number: int
     killed: bool
+    recovery: float | None
     report: Report
 
 
@@ -64,12 +74,13 @@ async def strike(stroke: Stroke, number: int, folder: Path, seed: int) -> Struck
         with workers(traced, folder / "logs" / "struck") as pool:
             struck = pool.start("run", "--until-idle")
             status = await struck.ended()
+        died = time.time()
         with workers(transload, folder / "logs" / "next") as pool:
             following = pool.start("run", "--until-idle")
             assert await following.ended() == 0, following.tail()
         assert status in {0, -signal.SIGKILL}, struck.tail()
         report = await check(place, load, [struck.log, following.log])
-        return Struck(stroke, number, status != 0, report)
+        return Struck(stroke, number, status != 0, announced_after(following, died), report)
 
 
 async def until_clean(stroke: Stroke, folder: Path, seed: int) -> AsyncIterator[Struck]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.slow_worlds import SlowWorld, needed, slow_world, told, until
+from tests.faults.slow_worlds import Changes, SlowWorld, needed, slow_world, told, until
 from tests.faults.worlds import Combination
 from tests.support.workers import Worker
 
@@ -26,7 +26,9 @@ async def test_case_14_a_parked_poll_ends_with_sigterm(
     combination = Combination(queue)
     # RabbitMQ parks a receive for one lease at most; a poll that SQS lost sight of may take one more message along.
     lease = {"lease": 2 if queue == "sqs" else 60}
-    async with slow_world(combination, needed(request, combination), tmp_path, queue=lease) as world:
+    async with slow_world(
+        combination, needed(request, combination), tmp_path, changes={"queue": lease}
+    ) as world:
         parked = world.start()
         await world.put("test-before", "one")
         # Whoever has worked on the first message is asking for the second.
@@ -50,7 +52,9 @@ async def test_case_14_work_that_ends_in_time_is_done_and_announced(
     request: pytest.FixtureRequest, tmp_path: Path, queue: str
 ) -> None:
     combination = Combination(queue)
-    async with slow_world(combination, needed(request, combination), tmp_path, queue=ENDLESS) as world:
+    async with slow_world(
+        combination, needed(request, combination), tmp_path, changes={"queue": ENDLESS}
+    ) as world:
         world.staging.held = {"test-bundle/slow"}
         await world.put("test-bundle", "slow")
         worker = await working(world)
@@ -70,8 +74,8 @@ async def test_case_14_work_past_the_deadline_is_given_back_uncounted(
     combination = Combination(queue)
     # One at a time: of a poll that was cancelled LocalStack lets the server's half go on, and it would take the message.
     worker_settings = {"concurrency": 1, "max_attempts": 2, "drain_timeout": 0.05}
-    settings = {"queue": ENDLESS, "worker": worker_settings}
-    async with slow_world(combination, needed(request, combination), tmp_path, **settings) as world:
+    settings: Changes = {"queue": ENDLESS, "worker": worker_settings}
+    async with slow_world(combination, needed(request, combination), tmp_path, changes=settings) as world:
         world.staging.held = {"test-bundle/slow"}
         await world.put("test-bundle", "slow")
         for number in range(1, times + 1):
@@ -97,11 +101,11 @@ async def test_case_15_a_drain_cut_short_loses_nothing(
 ) -> None:
     combination = Combination(queue)
     # A broker sees at once that the connection is gone; the others wait for the lease.
-    settings = {
+    settings: Changes = {
         "queue": {"lease": 60 if queue == "rabbitmq" else 2},
         "worker": {"drain_timeout": 600.0},
     }
-    async with slow_world(combination, needed(request, combination), tmp_path, **settings) as world:
+    async with slow_world(combination, needed(request, combination), tmp_path, changes=settings) as world:
         world.staging.held = {"test-bundle/slow"}
         await world.put("test-bundle", "slow", "quick")
         worker = await working(world)
@@ -153,8 +157,11 @@ async def leave_in_turn(
 
     Slow payloads end together: by turns before the deadline of the worker that leaves, and after it.
     """
-    settings = {"queue": ENDLESS, "worker": {"drain_timeout": 0.5, "concurrency": 16, "max_attempts": 2}}
-    async with slow_world(combination, needed(request, combination), folder, **settings) as world:
+    settings: Changes = {
+        "queue": ENDLESS,
+        "worker": {"drain_timeout": 0.5, "concurrency": 16, "max_attempts": 2},
+    }
+    async with slow_world(combination, needed(request, combination), folder, changes=settings) as world:
         over = asyncio.Event()
         load = asyncio.create_task(produce(world, over))
         pool = [world.start() for _ in range(3)]

@@ -8,13 +8,22 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
-from tests.faults.slow_worlds import SlowWorld, admin_port, detour, needed, probed, slow_world, told, until
+from tests.faults.slow_worlds import (
+    Changes,
+    SlowWorld,
+    admin_port,
+    detour,
+    needed,
+    probed,
+    slow_world,
+    told,
+    until,
+)
 from tests.faults.worlds import Combination, Load, Place, Services, check, open_place
 from tests.support.history import Published
 from tests.support.localstack import LocalStackEndpoint
@@ -40,9 +49,12 @@ def own() -> Iterator[OwnServer]:
 async def test_case_41_and_43_without_its_database_a_worker_waits_and_goes_on(
     own: OwnServer, tmp_path: Path, end: str
 ) -> None:
-    settings = {"queue": {"lease": 60}, "worker": {"concurrency": 2, "max_attempts": 2, "drain_timeout": 0}}
+    settings: Changes = {
+        "queue": {"lease": 60},
+        "worker": {"concurrency": 2, "max_attempts": 2, "drain_timeout": 0},
+    }
     combination, services = Combination("embedded", "postgresql"), Services(postgresql=own)
-    async with slow_world(combination, services, tmp_path, **settings) as world:
+    async with slow_world(combination, services, tmp_path, changes=settings) as world:
         world.staging.held = {"test-slow/one", "test-slow/two"}
         await world.put("test-before", "one")
         await world.put("test-slow", "one", "two")
@@ -66,43 +78,67 @@ async def test_case_41_and_43_without_its_database_a_worker_waits_and_goes_on(
         finally:
             await asyncio.to_thread(own.start)
         await resumed(world, worker, port)
+        assert told(worker, "intake resumed")
         # A try whose end the silent ledger could not be told would be left, and pass for a crash.
         assert await world.rows("SELECT count(*) FROM attempts GROUP BY message_id") == [(1,), (1,)]
         await world.nothing_lost()
 
 
-@pytest.mark.parametrize("full", ["the ledger's disk", "the only disk"])
-async def test_case_53_on_a_full_disk_a_worker_waits_and_goes_on_when_there_is_room(
-    tmp_path: Path, full: str
-) -> None:
-    settings: dict[str, Mapping[str, Any]] = {
-        # On a full disk the embedded queue takes nothing back either: what was in work returns with its lease.
-        "queue": {"lease": 60 if full == "the ledger's disk" else 3},
+async def test_case_53_on_a_full_disk_the_intake_pauses_until_there_is_room(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    settings: Changes = {
+        "ledger": {"url": f"sqlite:///{disk / 'ledger.db'}"},
+        "queue": {"lease": 60},
         "worker": {"concurrency": 2, "max_attempts": 2},
     }
-    disk = tmp_path / "disk"
     with small_disk(disk) as (fill, free):
-        folder = disk if full == "the only disk" else tmp_path
-        settings["ledger"] = {"url": f"sqlite:///{disk / 'ledger.db'}"}
-        async with slow_world(Combination(), Services(), folder, logs=tmp_path / "logs", **settings) as world:
-            world.staging.held = {"test-slow/one", "test-slow/two"}
-            await world.put("test-before", "one")
-            await world.put("test-slow", "one", "two")
+        async with slow_world(Combination(), Services(), tmp_path, changes=settings) as world:
             port, environ = admin_port()
             probes = tmp_path / "probes"
             worker = world.start(failpoints=f"ledger.probe.before=note:{probes}", environ=environ)
-            await until(lambda: len(world.staging.halfway) == 3)
-            await world.announced("test-before")
-            await world.put("test-later", "one", "two")
+            await at_work(world)
             fill(worker)
-            try:
-                world.staging.released.set()
-                await paused(worker, port, probes)
-                assert receives(world) == [0, 0, 1, 1], "nothing was received, and nothing acknowledged"
-            finally:
-                free(worker)
+            world.staging.released.set()
+            await paused(worker, port, probes)
+            assert receives(world) == [0, 0, 1, 1], "nothing was received, and nothing acknowledged"
+            free(worker)
+            await resumed(world, worker, port)
+            assert told(worker, "intake resumed")
+            await world.nothing_lost()
+
+
+async def test_case_53_where_everything_lies_on_the_full_disk_work_goes_on_when_there_is_room(
+    tmp_path: Path,
+) -> None:
+    """Queue, ledger and target: not even what was in work can be given back, and returns with its lease."""
+    disk = tmp_path / "disk"
+    settings: Changes = {"queue": {"lease": 2}, "worker": {"concurrency": 2, "max_attempts": 2}}
+    with small_disk(disk) as (fill, free):
+        async with slow_world(
+            Combination(), Services(), disk, changes=settings, logs=tmp_path / "logs"
+        ) as world:
+            port, environ = admin_port()
+            worker = world.start(environ=environ)
+            await at_work(world)
+            fill(worker)
+            world.staging.released.set()
+            while (await probed(port, "/readyz"))[0] == 200:
+                await asyncio.sleep(0.05)
+            assert (await probed(port, "/livez"))[0] == 200
+            assert receives(world) == [0, 0, 1, 1]
+            free(worker)
             await resumed(world, worker, port)
             await world.nothing_lost()
+
+
+async def at_work(world: SlowWorld) -> None:
+    """One bundle done, two payloads in work, two messages waiting."""
+    world.staging.held = {"test-slow/one", "test-slow/two"}
+    await world.put("test-before", "one")
+    await world.put("test-slow", "one", "two")
+    await until(lambda: len(world.staging.halfway) == 3)
+    await world.announced("test-before")
+    await world.put("test-later", "one", "two")
 
 
 async def paused(worker: Worker, port: int, probes: Path) -> None:
@@ -121,7 +157,6 @@ async def resumed(world: SlowWorld, worker: Worker, port: int) -> None:
     assert (await probed(port, "/readyz"))[0] == 200
     worker.terminate()
     assert await worker.ended() == 0, worker.tail()
-    assert told(worker, "intake resumed")
     assert await world.rows("SELECT * FROM attempts WHERE ended_at IS NOT NULL") == []
 
 
@@ -141,7 +176,7 @@ def small_disk(folder: Path) -> Iterator[tuple[Deed, Deed]]:
     """A file system of its own at `folder`; how to fill it, and how to make room again.
 
     Who may not mount one gets a limit on how far the worker's files grow (setrlimit(2), RLIMIT_FSIZE), at the size that the
-    ledger's write-ahead log has when it is filled.
+    smallest write-ahead log there has when it is filled.
     """
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
@@ -153,7 +188,7 @@ def small_disk(folder: Path) -> Iterator[tuple[Deed, Deed]]:
 
     def fill(worker: Worker) -> None:
         if not mounted:
-            size = (folder / "ledger.db-wal").stat().st_size
+            size = min(log.stat().st_size for log in folder.rglob("*.db-wal") if log.stat().st_size)
             psutil.Process(worker.pid).rlimit(psutil.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
             return
         with suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -181,18 +216,23 @@ async def test_a_worker_outlives_the_outage_of_its_queue(
     combination = Combination(queue)
     services = needed(request, combination)
     # The message comes back with its lease; RabbitMQ gives it back when the connection is gone.
-    settings = {"queue": {"lease": 6 if queue == "sqs" else 60}, "worker": {"max_attempts": 2}}
-    async with slow_world(combination, services, tmp_path, **settings) as world, proxied(services) as cut:
+    settings: Changes = {"queue": {"lease": 6 if queue == "sqs" else 60}, "worker": {"max_attempts": 2}}
+    async with (
+        slow_world(combination, services, tmp_path, changes=settings) as world,
+        proxied(services) as cut,
+    ):
         proxy, way = cut
         world.staging.held = {"test-slow/one"}
         port, environ = admin_port()
-        pool = Workers(detour(world.place, queue=way, publisher=way), world.pool.logs, world.pool.started)
+        pool = Workers(
+            detour(world.place, {"queue": way, "publisher": way}), world.pool.logs, world.pool.started
+        )
         worker = pool.start("run", environ=environ)
         await world.put("test-slow", "one")
         await until(lambda: len(world.staging.halfway) == 1)
         await proxy.down()
         world.staging.released.set()
-        while await world.rows("SELECT bid FROM bundles WHERE state = 'complete'") == []:
+        while await world.rows("SELECT bid FROM bundles WHERE state = 'complete'") == []:  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.05)
         await until(lambda: worker.says("cannot receive") and worker.says("completion postponed"))
         status, reasons = await probed(port, "/readyz")
@@ -240,7 +280,7 @@ async def test_case_36_a_slow_source_starves_nobody(
     s3 = {"backend": "s3", "bucket": bucket, "region": localstack.region}
     s3 |= {"access_key_id": localstack.access_key_id, "secret_access_key": localstack.secret_access_key}
     direct = {"slow": {**s3, "endpoint_url": localstack.endpoint_url}}
-    changes: dict[str, Mapping[str, Any]] = {
+    changes: Changes = {
         "staging": direct,
         "worker": {"concurrency": 4, "transfer_memory": 8 << 20},
     }
@@ -251,7 +291,7 @@ async def test_case_36_a_slow_source_starves_nobody(
         through = {"slow": {**s3, "endpoint_url": f"http://127.0.0.1:{proxy.port}"}}
         proxy.slow("replies", rate=64 << 10)
         large = await publish(place, "slow", 1, 4 << 20)
-        with workers(detour(place, staging=through), tmp_path / "logs") as pool:
+        with workers(detour(place, {"staging": through}), tmp_path / "logs") as pool:
             worker = pool.start("run")
             await until(lambda: proxy.accepted > 0)
             small = await publish(place, "main", SMALL, 500)

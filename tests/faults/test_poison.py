@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.slow_worlds import SlowWorld, needed, slow_world, told, until
+from tests.faults.slow_worlds import Changes, SlowWorld, needed, slow_world, told, until
 from tests.faults.worlds import Combination
 from tests.support.workers import Worker
 
@@ -19,8 +19,8 @@ async def test_case_18_a_poison_ends_as_a_dead_letter_and_its_neighbours_are_sto
     request: pytest.FixtureRequest, tmp_path: Path, combination: Combination
 ) -> None:
     """Killed from outside, as the kernel's OOM killer does it, half way through the poison's payload."""
-    settings = {"worker": {"max_attempts": MAX_ATTEMPTS}}
-    async with slow_world(combination, needed(request, combination), tmp_path, **settings) as world:
+    settings: Changes = {"worker": {"max_attempts": MAX_ATTEMPTS}}
+    async with slow_world(combination, needed(request, combination), tmp_path, changes=settings) as world:
         world.staging.held = {f"{POISON}/payload"}
         world.staging.seconds = 0.3
         await world.put(POISON, "payload")

@@ -421,6 +421,30 @@ async def test_a_connection_without_its_consumer_is_noticed_and_repaired(queues:
     await queue.aclose()
 
 
+async def test_a_lost_consumer_is_repaired_under_the_messages_that_are_held(queues: Queues) -> None:
+    queue = await connected(queues)
+    await queue.send(outgoing(b"held"))
+    (held,) = await take(queue)
+
+    async def keep() -> None:
+        while True:
+            assert await queue.extend([held]) == []
+            await asyncio.sleep(queue.lease / 4)
+
+    keeping = asyncio.create_task(keep())
+    consumer = queue._consumer
+    assert consumer is not None
+    assert consumer._tag is not None
+    await consumer._channel.basic_cancel(consumer._tag)
+    await queue.send(outgoing(b"next"))
+    (following,) = await take(queue)
+    assert following.body == b"next"
+    keeping.cancel()
+    for message in (held, following):
+        assert await queue.settle(message, Ack()) is True
+    await queue.aclose()
+
+
 async def test_a_consumer_that_is_not_fed_is_replaced_although_others_consume(queues: Queues) -> None:
     queue = await connected(queues)
     other = await connected(queues, prefetch=1, lease=20)

@@ -9,11 +9,13 @@ Used by tests/faults/crash.py and tests/faults/test_crash_points.py. Every world
 """
 
 import asyncio
+import json
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -36,6 +38,7 @@ from tests.support.rabbitmq import RabbitBroker, RabbitMq, rabbit_queues
 from tests.support.s3 import new_bucket
 from tests.support.services import Board
 from tests.support.sqs import sqs_queues
+from tests.support.workers import Worker
 from worker import bootstrap
 from worker.producer import BundleRef, Producer
 from worker.queues.base import Message, OutgoingMessage, Queue
@@ -68,7 +71,7 @@ def combinations(queues: Sequence[str], ledgers: Sequence[str], backends: Sequen
     return [Combination(*parts) for parts in product(queues, ledgers, backends)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Services:
     """The shared servers; one that no world needs may be missing."""
 
@@ -81,21 +84,25 @@ class Services:
 def started(wanted: Sequence[Combination]) -> Iterator[Services]:
     """The servers that these combinations need, for the time of the block. Raises `NotAvailable`."""
     board = Board()
-    try:
-        aws = any(each.queue == "sqs" or each.backend == "s3" for each in wanted)
-        postgresql = None
+    with ExitStack() as stack:
+        stack.callback(board.stop)
+        services = Services()
+        if any(each.queue == "sqs" or each.backend == "s3" for each in wanted):
+            services.localstack = LocalStackEndpoint(board.demand(LocalStack()).endpoint_url)
         if any(each.ledger == "postgresql" for each in wanted):
-            postgresql = PostgresqlServer(board.demand(Postgresql()).endpoint_url)
-        rabbitmq = any(each.queue == "rabbitmq" for each in wanted)
-        yield Services(
-            LocalStackEndpoint(board.demand(LocalStack()).endpoint_url) if aws else None,
-            postgresql,
-            RabbitBroker(board.demand(RabbitMq()).endpoint_url) if rabbitmq else None,
-        )
-        if postgresql is not None:
-            in_thread(postgresql.forget())
-    finally:
-        board.stop()
+            services.postgresql = PostgresqlServer(board.demand(Postgresql()).endpoint_url)
+            stack.callback(lambda server: in_thread(server.forget()), services.postgresql)
+            in_thread(_warmed(services.postgresql))
+        if any(each.queue == "rabbitmq" for each in wanted):
+            services.rabbitmq = RabbitBroker(board.demand(RabbitMq()).endpoint_url)
+            stack.callback(lambda broker: in_thread(broker.forget()), services.rabbitmq)
+        yield services
+
+
+async def _warmed(server: PostgresqlServer) -> None:
+    """Migrate once, before several ask for it at the same time."""
+    async with server.database():
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +256,16 @@ async def check(place: Place, load: Load, logs: Sequence[Path]) -> Report:
         )
     _dead_letters(load, dead, report)
     return report
+
+
+def announced_after(worker: Worker, since: float) -> float | None:
+    """Seconds from then (by the wall clock) to the last notification the worker sent; None when it sent none."""
+    times = [
+        datetime.fromisoformat(json.loads(line)["timestamp"]).timestamp()
+        for line in worker.log.read_text(encoding="utf-8").splitlines()
+        if '"bundle published"' in line
+    ]
+    return max(times) - since if times else None
 
 
 def _dead_letters(load: Load, dead: Sequence[Message], report: Report) -> None:

@@ -93,11 +93,9 @@ class RabbitPublisher:
         if self._closed:
             return [PublishError(f"{self.destination} is closed")] * len(notifications)
         outcomes: list[PublishError | None] = []
-        failpoint("rabbitmq_publisher.send.before")
         for start in range(0, len(notifications), _AT_ONCE):
             batch = notifications[start : start + _AT_ONCE]
             outcomes += await asyncio.gather(*map(self._outcome, batch))
-        failpoint("rabbitmq_publisher.send.after")
         return outcomes
 
     async def aclose(self) -> None:
@@ -116,10 +114,12 @@ class RabbitPublisher:
         )
         to = self._options.queue or self._options.routing_key
         try:
+            failpoint("rabbitmq_publisher.send.before")
             await self._outlet.publish(
                 notification.body, properties, to=to, exchange=self._options.exchange or ""
             )
-        except BrokerError as exc:
+            failpoint("rabbitmq_publisher.send.after")
+        except (BrokerError, OSError) as exc:
             return _translate(exc, f"event {notification.event_id!r} to {self.destination}")
         return None
 
@@ -137,7 +137,9 @@ class RabbitPublisher:
         await hang_up(channel, link.timeout)
 
 
-def _translate(exc: BrokerError, what: str) -> PublishError:
+def _translate(exc: BrokerError | OSError, what: str) -> PublishError:
+    if isinstance(exc, OSError):
+        return PublishError(f"{what}: {exc}")
     if exc.trouble is Trouble.REFUSED:
         return PublishRefused(f"{what}: {exc}")
     hint = {

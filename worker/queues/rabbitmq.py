@@ -211,7 +211,7 @@ class RabbitQueue:
                     return True
                 await self._postpone(message, disposition.delay, held.delivery)
             await consumer.ack(held)
-        except BrokerError as exc:
+        except (BrokerError, OSError) as exc:
             raise _translate(exc, self._name) from exc
         finally:
             consumer.release(held)
@@ -366,7 +366,7 @@ class RabbitQueue:
         failpoint("rabbitmq.bury.before")
         try:
             await self._publish_copy(delivery, attributes | sent, to=self._dead or "")
-        except BrokerError as exc:
+        except (BrokerError, OSError) as exc:
             raise QueueUnavailable(
                 f"queue {self._name!r}: no dead letter could be written to {self._dead!r}: {exc}"
             ) from exc
@@ -413,8 +413,10 @@ class RabbitQueue:
             raise QueueUnavailable(f"queue {self._name!r} is closed")
 
 
-def _translate(exc: BrokerError, name: str) -> QueueError:
+def _translate(exc: BrokerError | OSError, name: str) -> QueueError:
     message = f"queue {name!r}: {exc}"
+    if isinstance(exc, OSError):
+        return QueueUnavailable(message)
     if exc.trouble is Trouble.MISSING:
         return QueueMissing(
             f"{message}; create it, set queue.declare, or correct queue.queue and the virtual host"
