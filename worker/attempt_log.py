@@ -1,22 +1,24 @@
 """What is known of earlier tries at a message, and what follows from it. Used by worker/service.py around each try.
 
 A message is counted against only for what it did itself: failures are noted in the ledger, and so is the beginning of every
-try at a message that came back, so that one which killed its process is known by the tries that never ended. What was given
-back for no fault of its own - a drain, a lost lease, a ledger that did not answer - leaves no note.
+try at a message that came back, so that one which killed its process is known by the tries that never ended. What succeeded,
+or was given back for no fault of its own - a drain, a lost lease, a ledger that did not answer - leaves no note.
 
 A message whose tries have crashed twice is a suspect, and suspects are tried one at a time: the one that kills the process is
 then alone in the count, and its neighbours of the moment are cleared.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, nullcontext
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import structlog
 
 from worker.attempts import CRASHED, Attempt
+from worker.delivery import Delivery, LeaseLost
 from worker.disposition import CrashedTooOften, Failure
-from worker.ledger.base import Ledger, LedgerError
+from worker.ledger.base import Ledger, LedgerError, LedgerRefused
 from worker.queues.base import Message
 
 _SUSPECT = 2
@@ -26,13 +28,19 @@ _SUSPECT = 2
 class AttemptLog:
     """The tries at the messages of one queue."""
 
-    def __init__(self, ledger: Ledger, queue: str, max_crashes: int) -> None:
-        """`max_crashes`: tries that may take the process along before a message is given up."""
+    def __init__(
+        self, ledger: Ledger, queue: str, max_crashes: int, on_silence: Callable[[str], None]
+    ) -> None:
+        """`max_crashes`: tries that may take the process along before a message is given up.
+
+        `on_silence` is told why when the ledger could not be told how a try ended.
+        """
         self._ledger = ledger
         self._queue = queue
         self._max_crashes = max_crashes
+        self._on_silence = on_silence
         self._alone = asyncio.Lock()
-        self._owed: set[str] = set()
+        self._owed: set[tuple[str, int]] = set()
         self._log = structlog.get_logger("attempts")
 
     async def earlier(self, message: Message) -> Sequence[Attempt]:
@@ -45,50 +53,80 @@ class AttemptLog:
         return await self._ledger.attempts(self._queue, message.id)
 
     @asynccontextmanager
-    async def trying(self, message: Message, earlier: Sequence[Attempt]) -> AsyncIterator[None]:
-        """One try at a message. What leaves it by `CancelledError` is taken back.
+    async def trying(self, delivery: Delivery, earlier: Sequence[Attempt]) -> AsyncIterator[None]:
+        """One try at a message. How it is left is noted, when it counts, before the next suspect has its turn.
 
-        Raises `CrashedTooOften` instead of beginning another try, and `LedgerError`.
+        Raises `CrashedTooOften` instead of beginning another try, `LedgerError`, and what waiting for a turn ends with.
         """
         crashes = sum(attempt.error == CRASHED for attempt in earlier)
         if crashes >= self._max_crashes:
             raise CrashedTooOften(f"the process died in {crashes} tries at this message")
-        if message.receive_count <= 1:
-            yield
-            return
-        async with self._alone if crashes >= _SUSPECT else nullcontext():
-            await self._ledger.begin(self._queue, message.id)
+        async with self._turn(delivery, crashes):
+            number = await self._begin(delivery.message)
             try:
                 yield
-            except asyncio.CancelledError:
-                await self.withdraw(message)
+            except (asyncio.CancelledError, LeaseLost):
+                await self._withdraw(delivery.message, number)
                 raise
-
-    async def failed(self, message: Message, failure: Failure) -> None:
-        """Note a failure, before the message is given back. A ledger that does not answer makes it go unnoted."""
-        attempt = failure.attempt
-        try:
-            await self._ledger.failed(
-                self._queue, message.id, attempt.error, attempt.detail, outage=attempt.outage
-            )
-        except LedgerError as exc:
-            self._log.warning("failure not noted", error=str(exc))
-
-    async def withdraw(self, message: Message) -> None:
-        """The try does not count. What a silent ledger could not be told, `pay_owed` tells it."""
-        if message.receive_count <= 1:
-            return
-        try:
-            await self._ledger.withdraw(self._queue, message.id)
-        except LedgerError as exc:
-            self._owed.add(message.id)
-            self._log.warning("try not taken back yet", error=str(exc))
+            except Exception as exc:
+                failure = Failure.of(exc, time.time())
+                note = self._failed if failure.counts else self._withdraw
+                await note(delivery.message, number, failure.attempt)
+                raise
+            await self._withdraw(delivery.message, number)
 
     async def pay_owed(self) -> None:
-        """Take back the tries that ended while the ledger did not answer: an outage is no crash.
+        """Take back the tries whose end a silent ledger could not be told: an outage is no crash.
 
         Raises `LedgerError`.
         """
-        for message_id in tuple(self._owed):
-            await self._ledger.withdraw(self._queue, message_id)
-            self._owed.discard(message_id)
+        for message_id, number in tuple(self._owed):
+            with suppress(LedgerRefused):
+                await self._ledger.withdraw(self._queue, message_id, number)
+            self._owed.discard((message_id, number))
+
+    @asynccontextmanager
+    async def _turn(self, delivery: Delivery, crashes: int) -> AsyncIterator[None]:
+        if crashes < _SUSPECT:
+            yield
+            return
+        acquired = False
+        try:
+            # Waiting ends with the lease.
+            async with delivery.kept_alive():
+                acquired = await self._alone.acquire()
+            yield
+        finally:
+            if acquired:
+                self._alone.release()
+
+    async def _begin(self, message: Message) -> int | None:
+        if message.receive_count <= 1:
+            return None
+        beginning = asyncio.ensure_future(self._ledger.begin(self._queue, message.id))
+        try:
+            return await asyncio.shield(beginning)
+        except asyncio.CancelledError:
+            with suppress(LedgerError):
+                await self._withdraw(message, await beginning)
+            raise
+
+    async def _failed(self, message: Message, number: int | None, attempt: Attempt) -> None:
+        try:
+            await self._ledger.failed(self._queue, message.id, number, attempt)
+        except LedgerError as exc:
+            self._owe(message, number, exc)
+
+    async def _withdraw(self, message: Message, number: int | None, _: Attempt | None = None) -> None:
+        if number is None:
+            return
+        try:
+            await self._ledger.withdraw(self._queue, message.id, number)
+        except LedgerError as exc:
+            self._owe(message, number, exc)
+
+    def _owe(self, message: Message, number: int | None, error: LedgerError) -> None:
+        self._log.warning("the end of a try is not noted yet", message=message.id, error=str(error))
+        if number is not None:
+            self._owed.add((message.id, number))
+        self._on_silence(str(error))

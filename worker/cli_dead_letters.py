@@ -140,7 +140,11 @@ def purge(
     yes: Annotated[bool, typer.Option("--yes", help="Delete, for good.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete dead letters for good, body and all. Wants --yes; --dry-run shows what would go."""
+    """Delete dead letters for good, body and all. Wants --yes; --dry-run shows what would go.
+
+    Letters that died in another queue stay, unless --where source=NAME chooses them. Exit status 1 when a chosen letter was not
+    deleted.
+    """
     selection = _selection(ids, where, everything=everything)
     if not (yes or dry_run):
         raise typer.BadParameter(
@@ -150,7 +154,7 @@ def purge(
     report = _Report(dry_run=dry_run, as_json=as_json)
     _carry_out(
         settings,
-        lambda _: Purge(selection, limit=limit, dry_run=dry_run, told=report.told),
+        lambda queue: Purge(selection, queue=queue, limit=limit, dry_run=dry_run, told=report.told),
         report,
         Outcome.PURGED,
         limit,

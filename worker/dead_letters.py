@@ -6,6 +6,7 @@ its letters return when their leases pass.
 """
 
 import asyncio
+import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -101,6 +102,11 @@ class Letter:
         return self.delivery.message.id
 
     @property
+    def identity(self) -> tuple[str, bytes, str | None]:
+        """What tells it from other letters: an id may be the publisher's, which gave it to many messages."""
+        return self.id, hashlib.sha256(self.body).digest(), self.died_at
+
+    @property
     def body(self) -> bytes:
         """The original body."""
         return self.delivery.message.body
@@ -191,14 +197,22 @@ class Look:
         """`look_at` makes it, and runs the keeper."""
         self._letters = letters
         self._keeper = keeper
-        self._seen: set[str] = set()
+        self._seen: dict[tuple[str, bytes, str | None], str] = {}
+        """The handle under which each was seen last, by identity."""
         self._held: dict[str, Delivery] = {}
         """By handle: messages of other publishers may share an id."""
         self._shown: Sequence[Delivery] = ()
         self._barren = 0
         self.began_at = time.time()
-        self.unseen = 0
+        self._waiting = 0
         """Letters the queue said it has, when it gave none any more."""
+        self.alike: list[Letter] = []
+        """Not shown, because nothing tells them from one that was."""
+
+    @property
+    def unseen(self) -> int:
+        """About how many letters there are that were not shown, in a look that has come to its end."""
+        return self._waiting + len(self.alike)
 
     async def more(self) -> Sequence[Letter]:
         """The next letters, each one once in a look; none when the queue has been seen once.
@@ -212,17 +226,32 @@ class Look:
         while self._barren < _BARREN:
             messages = await self._letters.receive(PAGE, _WAIT)
             self._shown = await self._keeper.hold(messages)
-            fresh = [Letter.of(each) for each in self._shown if each.message.id not in self._seen]
-            self._seen.update(letter.id for letter in fresh)
+            fresh = self._sorted_out([Letter.of(each) for each in self._shown])
             self._held.update((each.message.handle, each) for each in self._shown)
             older = any(not letter.died_after(self.began_at) for letter in fresh)
             self._barren = 0 if older else self._barren + 1
             if fresh:
                 return fresh
-            self.unseen = 0 if messages else await self.waiting()
-            if not messages and not self.unseen:
+            self._waiting = 0 if messages else await self.waiting()
+            if not messages and not self._waiting:
                 self._barren = _BARREN
         return ()
+
+    def _sorted_out(self, page: Sequence[Letter]) -> Sequence[Letter]:
+        """Those to show. Two on one page are two; later ones may be letters whose lease was lost, and which come again."""
+        named = [(letter.identity, letter) for letter in page]
+        fresh = [(identity, letter) for identity, letter in named if identity not in self._seen]
+        for identity, letter in named:
+            if (handle := self._seen.get(identity)) is None:
+                continue
+            before = self._held.get(handle)
+            if before is None or before.held:
+                # It cannot be the one that is held, or settled and gone.
+                self.alike.append(letter)
+            else:
+                self._seen[identity] = letter.delivery.message.handle
+        self._seen.update((identity, letter.delivery.message.handle) for identity, letter in fresh)
+        return [letter for _, letter in fresh]
 
     async def waiting(self) -> int:
         """How many letters there are to look at, by the queue's own approximation."""

@@ -13,7 +13,7 @@ from typing import Literal
 import structlog
 
 from worker.metrics import Metrics
-from worker.queues.base import Disposition, HeldTooLong, Message, Queue, QueueError
+from worker.queues.base import Disposition, HeldTooLong, Message, Queue, QueueError, Retry, WaitedTooLong
 
 BEATS = 3
 """Renewals in the time of one lease: two may fail before it is lost."""
@@ -35,8 +35,10 @@ class Delivery:
         self.taken_at = taken_at
         self.held_until = taken_at + keeper.queue.lease
         self.settling = False
+        self.begun = False
+        """Work on the message itself has begun; until then it waited for its turn."""
         self._keeper = keeper
-        self._ended: LeaseLost | HeldTooLong | None = None
+        self._ended: LeaseLost | HeldTooLong | WaitedTooLong | None = None
         self._working: asyncio.Task[object] | None = None
 
     @property
@@ -57,7 +59,7 @@ class Delivery:
     async def kept_alive(self) -> AsyncIterator[None]:
         """Work in here is cancelled when the lease is lost or cannot be renewed, and is let out only under a lease.
 
-        Raises `LeaseLost`, or `HeldTooLong` while the message is still ours to give back.
+        Raises `LeaseLost`, or `HeldTooLong` or `WaitedTooLong` while the message is still ours to give back.
         """
         self._require_lease()
         task = asyncio.current_task()
@@ -87,6 +89,9 @@ class Delivery:
     async def settle(self, disposition: Disposition) -> bool:
         """Carry out the disposition and stop the heartbeat. False when the handle was stale and nothing changed."""
         self.settling = True
+        if isinstance(disposition, Retry):
+            # A renewal that overtakes it would hide the message again, for nobody.
+            self._keeper.release(self)
         try:
             return await self._keeper.queue.settle(self.message, disposition)
         finally:
@@ -102,13 +107,12 @@ class Delivery:
 
     def hand_over(self, longest: float) -> None:
         """The queue renews no more: stop the work while the message can still be given back. `longest` in seconds."""
+        kind = HeldTooLong if self.begun else WaitedTooLong
         self._end(
-            HeldTooLong(
-                f"message {self.message.id} may be held for {longest:g} seconds, and the work took longer"
-            )
+            kind(f"message {self.message.id} may be held for {longest:g} seconds, and the work took longer")
         )
 
-    def _end(self, why: LeaseLost | HeldTooLong) -> None:
+    def _end(self, why: LeaseLost | HeldTooLong | WaitedTooLong) -> None:
         self._ended = why
         self._keeper.release(self)
         if self._working is not None:

@@ -10,7 +10,7 @@ from backends.errors import Conflict, IntegrityError, PermissionDenied, StorageE
 from handlers.errors import HandlerError, PayloadMissing, Refused
 from worker.attempts import Attempt
 from worker.ledger.base import LedgerError, LedgerRefused
-from worker.queues.base import Dead, Disposition, HeldTooLong, Retry
+from worker.queues.base import Dead, Disposition, HeldTooLong, Retry, WaitedTooLong
 
 
 class CrashedTooOften(Exception):
@@ -53,7 +53,7 @@ class Failure:
         outage = isinstance(error, (Unavailable, PermissionDenied))
         attempt = Attempt(now, type(error).__name__, str(error), outage)
         silent = isinstance(error, LedgerError) and not isinstance(error, LedgerRefused)
-        return cls(error, attempt, counts=not silent)
+        return cls(error, attempt, counts=not silent and not isinstance(error, WaitedTooLong))
 
 
 def decide(
@@ -68,8 +68,8 @@ def decide(
     - what can never succeed is dead at once, with its reason
     - what may succeed later is retried, and dead after `policy.max_attempts`; after many more where a store is down.
       Outages and failures are counted apart
-    - a ledger that does not answer says nothing about the message: that is retried without limit; one that answers and
-      refuses this entry does
+    - a ledger that does not answer says nothing about the message, nor does a turn that never came: that is retried without
+      limit; a ledger that answers and refuses this entry does
     - what outlasts the longest time a queue lets it be held is handed over at once, and given up like any failure
     - an error nobody foresaw is treated like one that may pass, because losing a message to a bug is worse
 

@@ -1,6 +1,6 @@
 """Arms failpoints from `TRANSLOAD_FAILPOINTS`. Called by worker/cli.py before anything else runs.
 
-    TRANSLOAD_FAILPOINTS='s3.complete.after=kill@3;file.link.before=raise:OSError:28;ledger.commit.before=sleep:5@2'
+    TRANSLOAD_FAILPOINTS='s3.complete.after=kill@3;file.link.before=raise:OSError:28;ledger.record.before=sleep:5@2'
 
 `NAME=ACTION[@N]`, several separated by `;`. `NAME` may be a pattern (`file.*`). The action happens the N-th time the place
 is passed (default 1) and never again; `@N+` makes it happen every time from then on. Actions: `kill` (SIGKILL to this

@@ -98,10 +98,8 @@ class Housekeeping:
 
     async def _round(self, *, leftovers: bool) -> Swept:
         swept = Swept()
-        unstaged = await self._tried("staged payloads", self._unstage(swept), swept)
-        # A bundle that is forgotten takes the knowledge of its staged payloads with it.
-        if unstaged:
-            await self._tried("published bundles", self._retire(swept), swept)
+        await self._tried("staged payloads", self._unstage(swept), swept)
+        await self._tried("published bundles", self._retire(swept), swept)
         await self._tried("notes of tries", self._forget_attempts(swept), swept)
         if leftovers:
             await self._clear_all(swept)
@@ -118,12 +116,11 @@ class Housekeeping:
             return False
 
     async def _unstage(self, swept: Swept) -> bool:
-        """Delete the staged payloads of published bundles, the oldest first. False when all that was tried failed.
+        """Delete the staged payloads of published bundles, the oldest first.
 
         A bundle that fails is put off until all others had their turn, in this round or a later one. A whole batch that
         fails ends the round: more of the same would only keep a store busy that does not answer.
         """
-        unstaged = 0
         while self._deletable:
             limit = self._settings.batch + len(self._put_off)
             bids = await self._ledger.staged(self._settings.delete_after, limit)
@@ -134,13 +131,12 @@ class Housekeeping:
             counts, failed = await self._delete_payloads(batch, swept)
             self._put_off |= failed
             if len(failed) == self._settings.batch:
-                return False
+                break
             done = {bid: counts[bid] for bid in batch if bid not in failed}
             if done:
                 await self._ledger.mark_unstaged(done)
-            unstaged += len(done)
             await asyncio.sleep(self._settings.pause)
-        return unstaged > 0 or not swept.failures
+        return True
 
     async def _delete_payloads(self, bids: Sequence[str], swept: Swept) -> tuple[Mapping[str, int], set[str]]:
         """How many resources each bundle has, and the bundles of which something could not be deleted."""
@@ -202,7 +198,10 @@ class Housekeeping:
     async def _retire(self, swept: Swept) -> bool:
         keep = self._settings.keep_published
         while keep is not None:
-            retired = await self._ledger.retire(keep, self._settings.batch)
+            # A bundle that is forgotten takes the knowledge of its staged payloads with it.
+            retired = await self._ledger.retire(
+                keep, self._settings.batch, unstaged_only=bool(self._deletable)
+            )
             self._count(swept, "bundles", retired.bundles)
             if retired.bundles < self._settings.batch:
                 break

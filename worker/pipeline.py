@@ -62,16 +62,17 @@ class Pipeline:
             return self._known(command, recorded)
         plan = self._handlers.plan(command)
         async with delivery.kept_alive():
-            placements = await self._execute(plan)
+            placements = await self._execute(plan, delivery)
         outcome = await self._ledger.record(_entry(plan, placements))
         self._tell(command, outcome)
         return Ack()
 
-    async def _execute(self, plan: Plan) -> tuple[Placement, ...]:
+    async def _execute(self, plan: Plan, delivery: Delivery) -> tuple[Placement, ...]:
         if isinstance(plan, ClosePlan):
             return ()
         try:
             async with self._budget.hold(self._memory(plan)):
+                delivery.begun = True
                 return await execute(plan, self._staging, self._targets)
         except Conflict as exc:
             raise Refused("conflict", f"{exc}; the object that lies there was kept") from exc

@@ -6,6 +6,7 @@ whatever happens between the two leaves both, and the ledger knows the message b
 
 import asyncio
 import enum
+import math
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -84,23 +85,27 @@ class Run(ABC):
         self,
         selection: Selection,
         *,
-        limit: int | None,
-        dry_run: bool,
+        queue: Queue,
+        limit: int | None = None,
+        dry_run: bool = False,
         told: Callable[[Letter, Outcome], None],
     ) -> None:
-        """`limit`: letters done at most. `told` hears the outcome of every letter that was seen."""
+        """`queue`: where the letters died. `limit`: letters done at most. `told` hears the outcome of every letter seen."""
         self._selection = selection
+        self._queue = queue
         self._limit = limit
         self._dry_run = dry_run
         self._told = told
         self.outcomes: Counter[Outcome] = Counter()
         self.missing = set(selection.ids)
         """Ids that were named and not seen."""
+        self._left_alike = False
 
     @property
     def complete(self) -> bool:
-        """Everything selected was done."""
-        return not self.missing and not any(self.outcomes[outcome] for outcome in FAILED)
+        """Everything selected was done, as far as the queue showed it."""
+        failed = any(self.outcomes[outcome] for outcome in FAILED)
+        return not (self.missing or failed or self._left_alike)
 
     async def over(self, look: Look) -> None:
         """Do it. Raises `QueueError`; what was done until then is in `outcomes`."""
@@ -116,6 +121,9 @@ class Run(ABC):
             await self._do(chosen)
             if self._selection.ids and not self.missing:
                 return
+        if self._room():
+            objections = {self._objection(letter, look.began_at) for letter in look.alike}
+            self._left_alike = not objections <= {Outcome.NOT_MATCHING, Outcome.DIED_MEANWHILE}
 
     @abstractmethod
     def _batch(self) -> int:
@@ -130,11 +138,14 @@ class Run(ABC):
             return Outcome.NOT_MATCHING
         if not self._selection.ids and letter.died_after(began_at):
             return Outcome.DIED_MEANWHILE
+        # Several queues may share one place for their dead letters.
+        if letter.source not in {None, self._queue.name} and not self._selection.names_source:
+            return Outcome.OTHER_QUEUE
         return None
 
     async def _do(self, chosen: Sequence[Letter]) -> None:
         rest = list(chosen)
-        while rest and (size := min(self._room(), self._batch())):
+        while rest and (size := int(min(self._room(), self._batch()))):
             batch, rest = rest[:size], rest[size:]
             if self._dry_run:
                 self._tell_all(batch, Outcome.SELECTED)
@@ -155,9 +166,10 @@ class Run(ABC):
             if isinstance(answer, BaseException):
                 raise answer
 
-    def _room(self) -> int:
+    def _room(self) -> float:
+        """How many more may be done."""
         done = sum(self.outcomes[outcome] for outcome in DONE)
-        return PAGE if self._limit is None else max(0, self._limit - done)
+        return math.inf if self._limit is None else max(0, self._limit - done)
 
     def _tell(self, letter: Letter, outcome: Outcome) -> None:
         self.outcomes[outcome] += 1
@@ -183,8 +195,7 @@ class Redrive(Run):
         told: Callable[[Letter, Outcome], None],
     ) -> None:
         """`max_redrives`: letters that came back so often already are left."""
-        super().__init__(selection, limit=limit, dry_run=dry_run, told=told)
-        self._queue = queue
+        super().__init__(selection, queue=queue, limit=limit, dry_run=dry_run, told=told)
         self._max_redrives = max_redrives
         self._pace = pace
         self._log = structlog.get_logger("redrive")
@@ -195,9 +206,6 @@ class Redrive(Run):
     def _objection(self, letter: Letter, began_at: float) -> Outcome | None:
         if objection := super()._objection(letter, began_at):
             return objection
-        # Several queues may share one place for their dead letters.
-        if letter.source not in {None, self._queue.name} and not self._selection.names_source:
-            return Outcome.OTHER_QUEUE
         return Outcome.OVER_CAP if letter.redrives >= self._max_redrives else None
 
     async def _carry_out(self, letters: Sequence[Letter]) -> None:

@@ -24,6 +24,8 @@ from worker.metrics import Metrics
 from worker.publishers.base import Notification, Publisher
 
 _JSON = Attributes("application/json")
+_GATHERING = 0.25
+"""Seconds in which finished manifests are gathered for one publication."""
 _FINALIZED_AT_ONCE = 8
 """Manifests written side by side: each holds one page of resources in memory."""
 
@@ -96,12 +98,28 @@ class Relay:
 
     async def _announce(self, rows: Sequence[OutboxRow]) -> None:
         gate = asyncio.Semaphore(_FINALIZED_AT_ONCE)
-        finalized = await asyncio.gather(*(self._finalized(row, gate) for row in rows))
-        ready = [row for row, done in zip(rows, finalized, strict=True) if done]
+        finalizing = {asyncio.create_task(self._finalized(row, gate)): row for row in rows}
+        waiting = set(finalizing)
+        try:
+            while waiting:
+                # Together where they are quick; nobody waits long for a neighbour's long manifest.
+                done, waiting = await asyncio.wait(waiting, timeout=_GATHERING)
+                # In the order they were completed.
+                finished = [(row, task.result()) for task, row in finalizing.items() if task in done]
+                await self._publish([(row, sendable) for row, sendable in finished if sendable is not None])
+        finally:
+            for task in waiting:
+                task.cancel()
+            if waiting:
+                await asyncio.wait(waiting)
+
+    async def _publish(self, ready: Sequence[tuple[OutboxRow, Notification]]) -> None:
+        if not ready:
+            return
         failpoint("relay.publish.before")
-        outcomes = await self._publisher.publish([_notification(row) for row in ready])
+        outcomes = await self._publisher.publish([sendable for _, sendable in ready])
         failpoint("relay.publish.after")
-        answered = list(zip(ready, outcomes, strict=True))
+        answered = [(row, error) for (row, _), error in zip(ready, outcomes, strict=True)]
         # First what is out: a row that is not marked is sent again.
         await self._mark([row for row, error in answered if error is None])
         for row, error in answered:
@@ -115,8 +133,13 @@ class Relay:
             self._metrics.outbox_delivery_lag_seconds.observe(max(0.0, time.time() - row.completed_at / 1000))
             self._log.info("bundle published", bid=row.bid, recipe_id=row.recipe_id, event_id=row.event_id)
 
-    async def _finalized(self, row: OutboxRow, gate: asyncio.Semaphore) -> bool:
-        """Write the manifest to every target; False when that has to wait. Whatever is wrong concerns this row only."""
+    async def _finalized(self, row: OutboxRow, gate: asyncio.Semaphore) -> Notification | None:
+        """Write the manifest to every target; None when that has to wait. Whatever is wrong concerns this row only."""
+        try:
+            sendable = _notification(row)
+        except (ValueError, OverflowError) as exc:
+            await self._park(row, exc)
+            return None
         async with gate:
             try:
                 await self._finalize(row)
@@ -126,8 +149,8 @@ class Relay:
                 self._log.exception("manifest failed", bid=row.bid)
                 await self._later(row, exc)
             else:
-                return True
-            return False
+                return sendable
+            return None
 
     async def _finalize(self, row: OutboxRow) -> None:
         bundle = await self._ledger.bundle(row.bid)

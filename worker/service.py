@@ -41,6 +41,8 @@ from worker.relay import Relay
 
 _TICK = 0.5
 _GAUGES_EVERY = 5.0
+_GAUGES_SHARE = 100
+"""Seconds between refreshes, at least so many times what one takes."""
 _PAUSE_AFTER_QUEUE_ERROR = 2.0
 _LONGEST_POLL = 20.0
 _SHORT_POLL = 0.05
@@ -97,7 +99,12 @@ class Service:
         self._metrics = metrics
         self._health = health
         self._leases = LeaseKeeper(queue, metrics)
-        self._attempts = AttemptLog(ledger, queue.name, retry.max_attempts)
+        self._attempts = AttemptLog(
+            ledger,
+            queue.name,
+            retry.max_attempts,
+            on_silence=lambda why: self._gate.close(why),  # noqa: PLW0108 - each of the two knows the other
+        )
         self._gate = IntakeGate(ledger, health, random, self._attempts.pay_owed)
         self._stopping = asyncio.Event()
         self._in_work: set[asyncio.Task[None]] = set()
@@ -209,8 +216,9 @@ class Service:
         except LeaseLost as exc:
             self._log.warning("given up", error=str(exc))
         except asyncio.CancelledError:
-            with suppress(QueueError):
-                await delivery.settle(Retry(0))
+            if not delivery.settling:
+                with suppress(QueueError):
+                    await delivery.settle(Retry(0))
             raise
         finally:
             # Whatever happened: a message nobody works on must not keep its lease.
@@ -224,7 +232,7 @@ class Service:
             time.monotonic() - started
         )
         try:
-            settled = await delivery.settle(disposition)
+            settled = await _settled(delivery, disposition)
         except QueueError as exc:
             self._log.warning("not settled; the message comes back", outcome=outcome, error=str(exc))
             return
@@ -238,20 +246,19 @@ class Service:
         earlier: Sequence[Attempt] = ()
         try:
             earlier = await self._attempts.earlier(message)
-            async with self._attempts.trying(message, earlier):
+            async with self._attempts.trying(delivery, earlier):
                 return await self._pipeline.process(delivery)
         except LeaseLost:
-            await self._attempts.withdraw(message)
             raise
         except Exception as exc:  # noqa: BLE001 - decide() is where every failure ends
-            failure = Failure.of(exc, time.time())
-        return await self._fate(message, failure, earlier)
+            return self._fate(message, Failure.of(exc, time.time()), earlier)
 
-    async def _fate(self, message: Message, failure: Failure, earlier: Sequence[Attempt]) -> Disposition:
-        """Decide and note it, in this order: what is dead is told with the log it has."""
+    def _fate(self, message: Message, failure: Failure, earlier: Sequence[Attempt]) -> Disposition:
         error = failure.error
         if isinstance(error, IntegrityError):
             self._metrics.integrity_failures.inc()
+        if isinstance(error, LedgerError) and not failure.counts:
+            self._gate.close(str(error))
         disposition = decide(failure, earlier, message.receive_count, self._retry, self._random)
         self._log.warning(
             "message failed",
@@ -260,11 +267,6 @@ class Service:
             fate=_shown(disposition),
             exc_info=error if _unforeseen(error) else None,
         )
-        if failure.counts:
-            await self._attempts.failed(message, failure)
-        else:
-            self._gate.close(str(error))
-            await self._attempts.withdraw(message)
         return disposition
 
     def _count(self, disposition: Disposition, outcome: str) -> None:
@@ -326,12 +328,23 @@ class Service:
             self._health.tick()
 
     async def _refresh_gauges(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            began = loop.time()
             try:
                 self._metrics.refresh(await self._ledger.summary())
             except LedgerError as exc:
-                self._gate.close(str(exc))
-            await asyncio.sleep(_GAUGES_EVERY)
+                self._log.warning("gauges not refreshed", error=str(exc))
+                await self._see_whether_it_takes_writes()
+            # Counting bundles takes the longer the more there are; it must not keep the ledger busy.
+            await asyncio.sleep(max(_GAUGES_EVERY, _GAUGES_SHARE * (loop.time() - began)))
+
+    async def _see_whether_it_takes_writes(self) -> None:
+        """An idle worker learns of an outage here."""
+        try:
+            await self._ledger.probe()
+        except LedgerError as exc:
+            self._gate.close(str(exc))
 
 
 async def _within(seconds: float, waiting: Coroutine[Any, Any, Any]) -> None:
@@ -342,6 +355,18 @@ async def _within(seconds: float, waiting: Coroutine[Any, Any, Any]) -> None:
 async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
+
+
+async def _settled(delivery: Delivery, disposition: Disposition) -> bool:
+    """Settle, and do not let a drain break it off: half a settlement and a second one are two answers."""
+    settling = asyncio.ensure_future(delivery.settle(disposition))
+    try:
+        return await asyncio.shield(settling)
+    except asyncio.CancelledError:
+        await asyncio.wait({settling})
+        raise
+    finally:
+        settling.cancel()
 
 
 def _shown(disposition: Disposition) -> str:

@@ -144,6 +144,13 @@ async def _half_stored(stage: Stage) -> None:
     assert status == -signal.SIGKILL, status
 
 
+async def _interrupted(stage: Stage) -> None:
+    """As before, with a payload that is missing: the next worker says so when all of them have come back."""
+    missing = await publish_missing(stage.place, stage.seed)
+    await _half_stored(stage)
+    stage.load.refused |= missing.refused
+
+
 async def _missing(stage: Stage) -> None:
     stage.load = await publish_missing(stage.place, stage.seed)
 
@@ -213,7 +220,7 @@ async def _fetched_files(stage: Stage) -> None:
 
 _PUBLISHED = ("bundle published", 2)
 _BEGUN = ("message failed", 1)
-"""The message that nobody can read came in with all the others."""
+"""A message that cannot succeed came in, and with it all others."""
 _SWEPT = ("housekeeping done", 1)
 
 SCENARIOS = (
@@ -224,7 +231,7 @@ SCENARIOS = (
     Scenario("drain", _published, ("run",), until=_PUBLISHED),
     Scenario(
         "release",
-        _published,
+        _interrupted,
         ("run",),
         until=_BEGUN,
         besides="file.write.before=sleep:0.4@1+",

@@ -13,7 +13,7 @@ from tests.faults.worlds import Combination
 from tests.support.workers import Worker
 
 QUEUES = pytest.mark.parametrize("queue", ["embedded", "sqs", "rabbitmq"])
-ENDLESS = {"lease": 60}
+ENDLESS = {"lease": 600}
 """A lease that no test waits for: what comes back before was given back."""
 POLL = 20.0
 """Seconds of a worker's long poll."""
@@ -25,7 +25,7 @@ async def test_case_14_a_parked_poll_ends_with_sigterm(
 ) -> None:
     combination = Combination(queue)
     # RabbitMQ parks a receive for one lease at most; a poll that SQS lost sight of may take one more message along.
-    lease = {"lease": 2 if queue == "sqs" else 60}
+    lease = {"lease": 2 if queue == "sqs" else 600}
     async with slow_world(
         combination, needed(request, combination), tmp_path, changes={"queue": lease}
     ) as world:
@@ -102,7 +102,7 @@ async def test_case_15_a_drain_cut_short_loses_nothing(
     combination = Combination(queue)
     # A broker sees at once that the connection is gone; the others wait for the lease.
     settings: Changes = {
-        "queue": {"lease": 60 if queue == "rabbitmq" else 2},
+        "queue": {"lease": 600 if queue == "rabbitmq" else 2},
         "worker": {"drain_timeout": 600.0},
     }
     async with slow_world(combination, needed(request, combination), tmp_path, changes=settings) as world:

@@ -19,6 +19,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy import select
 from structlog.testing import capture_logs
 
 from tests.conformance.ledgers import closing, entry
@@ -26,8 +27,10 @@ from tests.faults.doomed import HOUR, Faults
 from tests.faults.ledger_model import ModelBundle
 from tests.faults.ledger_world import QUEUE, LedgerWorld, Place, outbox_rows
 from tests.support.postgresql import PostgresqlServer
+from worker.attempts import Attempt
 from worker.ledger.base import Entry, OutboxState, Retired
 from worker.ledger.database import migrate, open_database
+from worker.ledger.schema import attempts
 from worker.notification import event_id
 from worker.publishers.embedded import EmbeddedPublisher
 
@@ -314,10 +317,11 @@ class LedgerMachine(LedgerWorld):
 
     async def _attempt(self, message_id: str, step: str, outage: bool, death: int | None) -> None:
         ledger = self.process.ledger
-        calls: Mapping[str, Callable[[], Coroutine[Any, Any, None]]] = {
+        number = await self._under_way(message_id)
+        calls: Mapping[str, Callable[[], Coroutine[Any, Any, Any]]] = {
             "begin": lambda: ledger.begin(QUEUE, message_id),
-            "failed": lambda: ledger.failed(QUEUE, message_id, "Error", "why", outage=outage),
-            "withdraw": lambda: ledger.withdraw(QUEUE, message_id),
+            "failed": lambda: ledger.failed(QUEUE, message_id, number, Attempt(0.0, "Error", "why", outage)),
+            "withdraw": lambda: ledger.withdraw(QUEUE, message_id, number or 0),
         }
         _, commits = await self._survive(lambda: _done(calls[step]()), death)
         if not commits:
@@ -328,6 +332,17 @@ class LedgerMachine(LedgerWorld):
             self.model.fail(message_id, ("Error", outage))
         else:
             self.model.withdraw(message_id)
+
+    async def _under_way(self, message_id: str) -> int | None:
+        """The number of the message's last try, unless that has ended."""
+        last = (
+            select(attempts.c.number, attempts.c.ended_at)
+            .where(attempts.c.queue == QUEUE, attempts.c.message_id == message_id)
+            .order_by(attempts.c.number.desc())
+            .limit(1)
+        )
+        row = await self.observer._database.read(lambda conn: conn.execute(last).one_or_none())
+        return row.number if row is not None and row.ended_at is None else None
 
     async def _drain(self) -> None:
         """Whatever happened: once everybody works again, what is complete gets announced, and nothing else."""

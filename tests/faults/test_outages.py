@@ -50,7 +50,7 @@ async def test_case_41_and_43_without_its_database_a_worker_waits_and_goes_on(
     own: OwnServer, tmp_path: Path, end: str
 ) -> None:
     settings: Changes = {
-        "queue": {"lease": 60},
+        "queue": {"lease": 600},
         "worker": {"concurrency": 2, "max_attempts": 2, "drain_timeout": 0},
     }
     combination, services = Combination("embedded", "postgresql"), Services(postgresql=own)
@@ -88,7 +88,7 @@ async def test_case_53_on_a_full_disk_the_intake_pauses_until_there_is_room(tmp_
     disk = tmp_path / "disk"
     settings: Changes = {
         "ledger": {"url": f"sqlite:///{disk / 'ledger.db'}"},
-        "queue": {"lease": 60},
+        "queue": {"lease": 600},
         "worker": {"concurrency": 2, "max_attempts": 2},
     }
     with small_disk(disk) as (fill, free):
@@ -122,7 +122,7 @@ async def test_case_53_where_everything_lies_on_the_full_disk_work_goes_on_when_
             await at_work(world)
             fill(worker)
             world.staging.released.set()
-            while (await probed(port, "/readyz"))[0] == 200:
+            while (await probed(port, "/readyz"))[0] == 200:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.05)
             assert (await probed(port, "/livez"))[0] == 200
             assert receives(world) == [0, 0, 1, 1]
@@ -216,7 +216,7 @@ async def test_a_worker_outlives_the_outage_of_its_queue(
     combination = Combination(queue)
     services = needed(request, combination)
     # The message comes back with its lease; RabbitMQ gives it back when the connection is gone.
-    settings: Changes = {"queue": {"lease": 6 if queue == "sqs" else 60}, "worker": {"max_attempts": 2}}
+    settings: Changes = {"queue": {"lease": 6 if queue == "sqs" else 600}, "worker": {"max_attempts": 2}}
     async with (
         slow_world(combination, services, tmp_path, changes=settings) as world,
         proxied(services) as cut,

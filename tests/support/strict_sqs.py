@@ -46,6 +46,8 @@ class Stored:
     handle: str | None = None
     taken_at: float = 0.0
     received: int = 0
+    moved_from: str | None = None
+    """The ARN of the queue whose RedrivePolicy moved it here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,8 @@ class StrictSqs:
     """Operations that are refused until the entry is taken out."""
     lost_replies: dict[str, int] = field(default_factory=dict)
     """Operations, and how many of their next replies are lost after they were carried out."""
+    answers: dict[str, list[Json]] = field(default_factory=dict)
+    """Operations, and what their next requests are answered instead of being carried out: as by a proxy, with status 200."""
     fail_entries: dict[str, Json] = field(default_factory=dict)
     """Body or receipt handle of a batch entry, and the failure it meets, once."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -109,6 +113,8 @@ class StrictSqs:
                 raise refusal
             if self.faults.get(operation):
                 self.faults[operation].pop(0)(asked)
+            if self.answers.get(operation):
+                return web.json_response(self.answers[operation].pop(0))
             reply = getattr(self, f"_{operation}")(asked)
             if inspect.isawaitable(reply):
                 reply = await reply
@@ -160,6 +166,7 @@ class StrictSqs:
         while True:
             changed, now = self._changed, time.monotonic()
             queue = self._queue(asked)
+            self._move_worn_out(asked, now)
             room = self.in_flight_limit - sum(m.visible_at > now and m.handle is not None for m in queue)
             # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html#API_ReceiveMessage_Errors:
             # a long poll over the limit comes back empty, a short one is refused.
@@ -174,20 +181,34 @@ class StrictSqs:
             with suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), next_due - now)
 
+    def _move_worn_out(self, asked: Json, now: float) -> None:
+        """What would be received more often than the RedrivePolicy allows goes to the dead letters as it is."""
+        facts, queue = self._GetQueueAttributes(asked)["Attributes"], self._queue(asked)
+        if "RedrivePolicy" not in facts:
+            return
+        most = json.loads(facts["RedrivePolicy"])["maxReceiveCount"]
+        for message in [m for m in queue if m.visible_at <= now and m.received >= most]:
+            queue.remove(message)
+            message.moved_from = facts["QueueArn"]
+            self.queues["dead"].append(message)
+
     def _taken(self, message: Stored, now: float, asked: Json) -> Json:
         message.visible_at = now + asked.get("VisibilityTimeout", self.lease)
         message.handle = uuid.uuid4().hex
         message.taken_at = now
         message.received += 1
+        moved = {"DeadLetterQueueSourceArn": message.moved_from} if message.moved_from else {}
+        facts = moved | {
+            "ApproximateReceiveCount": str(message.received),
+            "SentTimestamp": str(int(message.sent_at * 1000)),
+        }
+        wanted = asked.get("MessageSystemAttributeNames", ())
         return {
             "MessageId": message.id,
             "Body": message.body,
             "ReceiptHandle": message.handle,
             "MessageAttributes": message.attributes,
-            "Attributes": {
-                "ApproximateReceiveCount": str(message.received),
-                "SentTimestamp": str(int(message.sent_at * 1000)),
-            },
+            "Attributes": {name: value for name, value in facts.items() if name in wanted},
         }
 
     def _SendMessage(self, asked: Json) -> Json:  # noqa: N802 - named as the operation

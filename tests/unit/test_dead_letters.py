@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,21 @@ async def redriven(
         dry_run=dry_run,
         told=heard.told,
     )
+    async with look_at(queue) as look:
+        await run.over(look)
+    return run, heard
+
+
+async def purged(
+    queue: Queue,
+    selection: Selection = Selection(),  # noqa: B008 - frozen
+    *,
+    limit: int | None = None,
+    dry_run: bool = False,
+    of: Queue | None = None,
+) -> tuple[Purge, Heard]:
+    heard = Heard()
+    run = Purge(selection, queue=of or queue, limit=limit, dry_run=dry_run, told=heard.told)
     async with look_at(queue) as look:
         await run.over(look)
     return run, heard
@@ -395,6 +411,19 @@ async def test_letters_of_another_queue_go_there_only_when_asked(memory: MemoryQ
     await other.aclose()
 
 
+async def test_letters_of_another_queue_are_deleted_only_when_asked(memory: MemoryQueue) -> None:
+    other = await MemoryQueue.connect(MemoryOptions(name="other"))
+    await bury(memory, b"a")
+    run, heard = await purged(memory, of=other)
+    assert heard == [("a", Outcome.OTHER_QUEUE)]
+    assert not run.complete
+    assert len(await seen(memory)) == 1
+    run, _ = await purged(memory, Selection(where=(Condition("source", "memory"),)), of=other)
+    assert run.complete
+    assert await seen(memory) == []
+    await other.aclose()
+
+
 async def test_a_fifo_queue_takes_every_redrive_once(memory: MemoryQueue) -> None:
     await bury(memory, FETCHED)
     (letter,) = await seen(memory)
@@ -490,6 +519,76 @@ async def test_a_letter_that_cannot_be_removed_is_reported(answer: QueueError | 
     assert (depth.visible, depth.dead) == (1, 1)
 
 
+class OneId(MemoryQueue):
+    """Messages of a publisher that gives all of them the same id."""
+
+    async def receive(self, limit: int, wait: float) -> Sequence[Message]:
+        return [replace(message, id="batch-7") for message in await super().receive(limit, wait)]
+
+
+class WithOneId(MemoryQueue):
+    async def open_dead_letters(self) -> Queue:
+        assert self._dead is not None
+        return OneId(self._options, self._dead, None)
+
+
+@pytest.fixture
+async def one_id() -> AsyncIterator[MemoryQueue]:
+    queue = await WithOneId.connect(MemoryOptions(lease=30))
+    yield queue
+    await queue.aclose()
+
+
+async def test_letters_that_share_an_id_are_all_dealt_with(one_id: MemoryQueue) -> None:
+    letters = await one_id.open_dead_letters()
+    bodies = [f"{number}".encode() for number in range(25)]
+    await letters.send([OutgoingMessage(body) for body in bodies])
+    died = [f"2026-01-01T00:00:00.{number:03}+00:00" for number in range(25)]
+    await letters.send([OutgoingMessage(b"alike", {TIME_ATTRIBUTE: time_}) for time_ in died])
+    assert len(await seen(one_id)) == 50
+    run, _ = await redriven(one_id, limit=25)
+    assert run.outcomes == {Outcome.REDRIVEN: 25}
+    run, _ = await purged(one_id)
+    assert run.outcomes == {Outcome.PURGED: 25}
+    assert run.complete
+    assert (await one_id.depth()).dead == 0
+
+
+async def test_what_cannot_be_told_from_a_letter_that_was_dealt_with_is_left_and_counted(
+    one_id: MemoryQueue,
+) -> None:
+    letters = await one_id.open_dead_letters()
+    await letters.send([OutgoingMessage(b"alike")] * 12)
+    run, _ = await purged(one_id, Selection(where=(Condition("reason", "malformed"),)))
+    assert run.complete, "none of them was chosen"
+    run, _ = await purged(one_id, limit=3)
+    assert run.complete, "more was not asked for"
+    await letters.send([OutgoingMessage(b"alike")] * 3)
+    async with look_at(one_id) as look:
+        run = Purge(Selection(), queue=one_id, told=Heard().told)
+        await run.over(look)
+        assert (run.outcomes, look.unseen) == ({Outcome.PURGED: 10}, 2)
+    assert not run.complete
+    run, _ = await purged(one_id)
+    assert run.outcomes == {Outcome.PURGED: 2}
+    assert run.complete
+
+
+async def test_a_letter_that_comes_again_after_its_lease_was_lost_is_no_other() -> None:
+    letters = await MemoryQueue.connect(MemoryOptions(lease=30))
+    await letters.send([OutgoingMessage(b"x")])
+    look = Look(letters, LeaseKeeper(letters, Metrics()))
+    for _ in range(2):
+        shown = await look.more()
+        for row in letters._shelf.rows.values():
+            row.visible_at = 0
+        for delivery in tuple(look._held.values()):
+            delivery.lose()
+    assert shown == ()
+    assert look.unseen == 0
+    await letters.aclose()
+
+
 async def test_a_letter_whose_lease_is_lost_is_not_sent(memory: MemoryQueue) -> None:
     await bury(memory, b"a", b"b")
     heard = Heard()
@@ -533,12 +632,9 @@ async def test_a_cancelled_look_gives_everything_back(queue: Queue) -> None:
 async def test_purge_deletes_what_was_chosen(queue: Queue) -> None:
     await bury(queue, b"a", b"b")
     await bury(queue, b"c", dead=Dead("conflict"))
-    heard = Heard()
     selection = Selection(where=(Condition("reason", "malformed"),))
     for dry_run, outcome in ((True, Outcome.SELECTED), (False, Outcome.PURGED)):
-        run = Purge(selection, limit=None, dry_run=dry_run, told=heard.told)
-        async with look_at(queue) as look:
-            await run.over(look)
+        run, _ = await purged(queue, selection, dry_run=dry_run)
         assert run.outcomes == {outcome: 2, Outcome.NOT_MATCHING: 1}
     assert [letter.body for letter in await seen(queue)] == [b"c"]
     assert await drained(queue) == []

@@ -15,6 +15,7 @@ from worker.queues.base import (
     OutgoingMessage,
     QueueUnavailable,
     Retry,
+    WaitedTooLong,
 )
 from worker.queues.memory import MemoryOptions, MemoryQueue
 
@@ -241,7 +242,17 @@ async def test_case_25_a_renewal_that_failed_is_made_good_at_the_next_beat(
 
 
 async def test_a_renewal_without_an_answer_holds_up_no_other() -> None:
-    queue = await FlakyQueue.connect(MemoryOptions(lease=0.3))
+    class Quick(FlakyQueue):
+        """Says that its lease is short, so that a beat is; what a busy machine makes of 0.3 seconds takes no message away."""
+
+        @property
+        def lease(self) -> float:
+            return 0.3
+
+        def _take(self, row: _Row, now: float) -> Message:
+            return super()._take(row, now + LEASE)
+
+    queue = await Quick.connect(MemoryOptions(lease=LEASE))
     clock = Clock()
     keeper = LeaseKeeper(queue, Metrics(), clock)
     silent, other = await received(queue, keeper, 2)
@@ -268,6 +279,7 @@ async def test_case_22_what_is_held_as_long_as_allowed_is_handed_over(
 ) -> None:
     queue.longest = 200.0
     (delivery,) = await received(queue, keeper)
+    delivery.begun = True
     with pytest.raises(HeldTooLong) as raised:
         await hold_for(keeper, clock, delivery, 1_000)
     assert raised.value.retryable, "it counts as an attempt, and attempts are bounded"
@@ -288,7 +300,7 @@ async def test_case_22_work_cannot_begin_on_what_was_handed_over(
     for _ in range(4):
         clock.now += 10
         await keeper.renew()
-    with pytest.raises(HeldTooLong):
+    with pytest.raises(WaitedTooLong):
         async with delivery.kept_alive():
             pytest.fail("began what has to be given back")
 
@@ -298,6 +310,7 @@ async def test_case_22_a_lease_as_long_as_allowed_is_used(
 ) -> None:
     queue.longest = LEASE
     (delivery,) = await received(queue, keeper)
+    delivery.begun = True
     await hold_for(keeper, clock, delivery, 10)
     assert delivery.held
     with pytest.raises(HeldTooLong):

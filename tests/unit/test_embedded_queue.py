@@ -372,6 +372,21 @@ async def test_another_adapters_file_is_refused(path: Path) -> None:
         await EmbeddedPublisher.connect(EmbeddedPublisherOptions(path=path))
 
 
+async def test_a_completion_waits_while_its_file_may_not_be_written(path: Path) -> None:
+    """SQLite answers SQLITE_READONLY to many a passing fault; here the file is away for a while."""
+    publisher = await EmbeddedPublisher.connect(EmbeddedPublisherOptions(path=path))
+    sent = [Notification("event", "r", b"body", {})]
+    away = path.with_name("away.db")
+    await asyncio.to_thread(path.rename, away)
+    (outcome,) = await publisher.publish(sent)
+    assert isinstance(outcome, PublishError)
+    assert "may not be written" in str(outcome)
+    assert outcome.retryable
+    await asyncio.to_thread(away.rename, path)
+    assert list(await publisher.publish(sent)) == [None]
+    await publisher.aclose()
+
+
 async def test_a_directory_in_its_place_is_an_error(path: Path) -> None:
     await asyncio.to_thread(path.mkdir)
     with pytest.raises(QueueUnavailable, match=r"queue\.db"):

@@ -22,6 +22,7 @@ from worker.queues.base import (
     ERROR_ATTRIBUTE,
     REASON_ATTRIBUTE,
     REDRIVES_ATTRIBUTE,
+    SOURCE_ATTRIBUTE,
     TIME_ATTRIBUTE,
     Ack,
     Dead,
@@ -100,6 +101,81 @@ async def test_case_25_a_failed_entry_of_a_send_is_an_error(service: StrictSqs, 
     with pytest.raises(QueueError) as raised:
         await queue.send(outgoing(b"b"))
     assert not raised.value.retryable
+
+
+SOME_OF_THREE: list[dict[str, Any]] = [
+    {},
+    {"Successful": [], "Failed": []},
+    {"Successful": [{"Id": "1", "MessageId": "m"}]},
+    {"Successful": [{"Id": "1", "MessageId": "m"}, {"Id": "7"}, {}], "Failed": [{"Id": "8"}, {}]},
+]
+
+
+@pytest.mark.parametrize("answer", SOME_OF_THREE)
+async def test_case_25_a_send_that_is_not_mentioned_was_not_accepted(
+    service: StrictSqs, queue: SqsQueue, answer: dict[str, Any]
+) -> None:
+    service.answers["SendMessageBatch"] = [answer]
+    with pytest.raises(QueueError):
+        await queue.send(outgoing(b"a", b"b", b"c"))
+    publisher = await SqsPublisher.connect(SqsPublisherOptions(**connection(service)))
+    service.answers["SendMessageBatch"] = [answer]
+    outcomes = await publisher.publish([Notification(f"e{index}", "fr", b"{}", {}) for index in range(3)])
+    published = [outcome is None for outcome in outcomes]
+    assert published == [False, len(answer.get("Successful", ())) > 0, False]
+    assert all(outcome is None or outcome.retryable for outcome in outcomes)
+    await publisher.aclose()
+
+
+async def test_case_25_only_the_later_request_of_a_send_is_not_mentioned(
+    service: StrictSqs, queue: SqsQueue
+) -> None:
+    everything = [{"Id": str(index), "MessageId": "m"} for index in range(12)]
+    service.answers["SendMessageBatch"] = [{"Successful": everything[:10]}, {"Successful": everything[10:]}]
+    await queue.send(outgoing(*[b"x"] * 12))
+    service.answers["SendMessageBatch"] = [{"Successful": everything[:10]}, {"Successful": everything[:2]}]
+    with pytest.raises(QueueUnavailable, match="does not mention 2"):
+        await queue.send(outgoing(*[b"x"] * 12))
+
+
+@pytest.mark.parametrize("answer", SOME_OF_THREE)
+async def test_case_25_a_delete_or_change_that_is_not_mentioned_was_not_done(
+    service: StrictSqs, queue: SqsQueue, answer: dict[str, Any]
+) -> None:
+    await queue.send(outgoing(b"a", b"b", b"c"))
+    messages = await take(queue, 3)
+    mentioned = len(answer.get("Successful", ())) > 0
+    for operation, act in (
+        ("ChangeMessageVisibilityBatch", lambda message: queue.extend([message])),
+        ("DeleteMessageBatch", lambda message: queue.settle(message, Ack())),
+    ):
+        service.answers[operation] = [answer]
+        results = await asyncio.gather(*map(act, messages), return_exceptions=True)
+        assert [not isinstance(result, QueueUnavailable) for result in results] == [False, mentioned, False]
+    assert len(service.queues["main"]) == 3
+
+
+async def test_case_29_a_letter_that_is_not_mentioned_keeps_its_message(
+    service: StrictSqs, queue: SqsQueue
+) -> None:
+    await queue.send(outgoing(b"keep me"))
+    (message,) = await take(queue)
+    service.answers["SendMessage"] = [{}]
+    with pytest.raises(QueueUnavailable, match="no dead letter"):
+        await queue.settle(message, Dead("malformed"))
+    assert [stored.id for stored in service.queues["main"]] == [message.id]
+    assert await queue.settle(message, Dead("malformed")) is True
+    assert (len(service.queues["dead"]), service.queues["main"]) == (1, [])
+
+
+async def test_what_answers_anything_with_nothing_is_no_queue(service: StrictSqs, queue: SqsQueue) -> None:
+    service.answers["GetQueueAttributes"] = [{}] * 3
+    with pytest.raises(QueueUnavailable, match="endpoint_url"):
+        await SqsQueue.connect(SqsQueueOptions(**connection(service)))
+    with pytest.raises(PublishError, match="endpoint_url"):
+        await SqsPublisher.connect(SqsPublisherOptions(**connection(service)))
+    with pytest.raises(QueueUnavailable, match="endpoint_url"):
+        await queue.depth()
 
 
 async def test_case_27_a_lost_reply_of_a_send_is_sent_again(service: StrictSqs, queue: SqsQueue) -> None:
@@ -254,11 +330,13 @@ async def test_case_29_a_letter_that_is_refused_keeps_its_message(
         ({}, {}, []),
         ({"MessageRetentionPeriod": "1209600"}, {}, ["may expire"]),
         ({}, {"MessageRetentionPeriod": "86400"}, ["may expire"]),
+        ({}, {"MaximumMessageSize": "262144"}, ["cannot be buried"]),
+        ({"MaximumMessageSize": "262144"}, {}, []),
         ({"RedrivePolicy": policy(5)}, {}, ["without a reason"]),
         ({"RedrivePolicy": policy(99)}, {"MessageRetentionPeriod": "60"}, ["may expire", "without a reason"]),
     ],
 )
-async def test_case_31_letters_that_would_expire_or_have_no_reason_are_warned_of(
+async def test_case_31_letters_that_would_expire_or_not_be_written_or_have_no_reason_are_warned_of(
     service: StrictSqs, main: dict[str, str], dead: dict[str, str], warnings: list[str]
 ) -> None:
     service.settings = {"main": main, "dead": dead}
@@ -268,6 +346,23 @@ async def test_case_31_letters_that_would_expire_or_have_no_reason_are_warned_of
     assert [log["log_level"] for log in logs] == ["warning"] * len(warnings)
     for log, words in zip(logs, warnings, strict=True):
         assert words in log["event"]
+
+
+@pytest.mark.parametrize(("own", "source"), [({}, "main"), ({SOURCE_ATTRIBUTE: "older"}, "older")])
+async def test_what_sqs_itself_moved_tells_where_it_died(
+    service: StrictSqs, own: dict[str, str], source: str
+) -> None:
+    service.settings["main"] = {"RedrivePolicy": policy(1)}
+    queue = await SqsQueue.connect(SqsQueueOptions(**connection(service)))
+    await queue.send([OutgoingMessage(b"moved", own)])
+    (message,) = await take(queue)
+    assert await queue.settle(message, Retry(0)) is True
+    assert await queue.receive(1, wait=0) == []
+    letters = await queue.open_dead_letters()
+    (letter,) = await take(letters)
+    assert (letter.id, letter.attributes) == (message.id, {SOURCE_ATTRIBUTE: source})
+    await letters.aclose()
+    await queue.aclose()
 
 
 async def test_letters_may_be_written_where_they_may_not_be_looked_at(service: StrictSqs) -> None:
@@ -335,6 +430,15 @@ async def test_the_lease_may_be_the_options(service: StrictSqs) -> None:
     asked = next(asked for operation, asked in service.requests if operation == "ReceiveMessage")
     assert (queue.lease, asked["VisibilityTimeout"]) == (77.0, 77)
     await queue.aclose()
+
+
+async def test_a_message_is_held_as_long_as_we_believe_whatever_the_queue_has_now(
+    service: StrictSqs, queue: SqsQueue
+) -> None:
+    await queue.send(outgoing(b"x"))
+    service.lease = 0
+    assert len(await queue.receive(1, wait=0)) == 1
+    assert await queue.receive(1, wait=0) == []
 
 
 async def test_published_outcomes_are_per_notification(service: StrictSqs) -> None:

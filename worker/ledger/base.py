@@ -30,6 +30,7 @@ class LedgerError(Exception):
 
     LedgerError
     ├── LedgerUnavailable   not reachable, busy, or out of room: later may be better
+    │   └── LedgerBusy      somebody holds a row that is needed
     ├── LedgerRefused       the database answered and will not have this entry
     ├── SchemaMismatch      migrate first, or this release is too old for the database
     └── LedgerCorrupt       the database file is damaged
@@ -42,6 +43,10 @@ class LedgerUnavailable(LedgerError):
     """Not reachable, busy, or out of room: later may be better."""
 
     retryable = True
+
+
+class LedgerBusy(LedgerUnavailable):
+    """Somebody holds a row that is needed for longer than we wait; what needs other rows may go on."""
 
 
 class LedgerRefused(LedgerError):
@@ -205,18 +210,16 @@ class Ledger(Protocol):
         """What is known of earlier tries at a queue's message, the first one first; one that never ended is `Crashed`."""
         ...
 
-    async def begin(self, queue: str, message_id: str) -> None:
-        """Note that a try at the message begins. Until `failed` or `withdraw` it counts as one that crashed."""
+    async def begin(self, queue: str, message_id: str) -> int:
+        """Note that a try at the message begins; its number. Until `failed` or `withdraw` it counts as one that crashed."""
         ...
 
-    async def failed(
-        self, queue: str, message_id: str, error: str, detail: str, *, outage: bool = False
-    ) -> None:
-        """Note how the try that began ended, or one that was not noted when it began."""
+    async def failed(self, queue: str, message_id: str, number: int | None, attempt: Attempt) -> None:
+        """Note how the try of that number ended; with None, one that was not noted when it began. `attempt.at` is not used."""
         ...
 
-    async def withdraw(self, queue: str, message_id: str) -> None:
-        """Forget the try that began: the message was given back for no fault of its own."""
+    async def withdraw(self, queue: str, message_id: str, number: int) -> None:
+        """Forget the try of that number: it succeeded, or the message was given back for no fault of its own."""
         ...
 
     async def claim(self, limit: int, lease: float) -> Sequence[OutboxRow]:
@@ -281,8 +284,11 @@ class Ledger(Protocol):
         """
         ...
 
-    async def retire(self, age: float, limit: int) -> Retired:
-        """Forget up to `limit` bundles published at least `age` seconds ago, whole. Nothing unpublished is ever deleted."""
+    async def retire(self, age: float, limit: int, *, unstaged_only: bool = False) -> Retired:
+        """Forget up to `limit` bundles published at least `age` seconds ago, whole. Nothing unpublished is ever deleted.
+
+        With `unstaged_only` those stay whose staged payloads are not known to be deleted.
+        """
         ...
 
     async def forget_attempts(self, age: float, limit: int) -> int:

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from worker.ledger.base import (
+    LedgerBusy,
     LedgerCorrupt,
     LedgerError,
     LedgerRefused,
@@ -113,6 +114,7 @@ class PostgresqlDatabase:
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
         self._running: set[asyncio.Task[Any]] = set()
+        self._in_use: set[_Connection] = set()
         self._closed = False
         _replace_dead_connections(self._engine)
 
@@ -189,8 +191,19 @@ class PostgresqlDatabase:
 
     async def aclose(self) -> None:
         self._closed = True
+        deadline = asyncio.get_running_loop().time() + _CLOSE_SECONDS
         while self._running:
-            await asyncio.wait(set(self._running))
+            _, late = await asyncio.wait(
+                set(self._running), timeout=deadline - asyncio.get_running_loop().time()
+            )
+            if late:
+                # Whoever waits for a silent server gets a lost connection, or never had one.
+                for connection in self._in_use:
+                    connection.terminate()
+                for task in late:
+                    task.cancel()
+                await asyncio.wait(late, timeout=_CLOSE_SECONDS)
+                break
         await self._engine.dispose()
 
     async def _finish(self, transaction: Callable[[], Awaitable[Result]]) -> Result:
@@ -229,6 +242,7 @@ class PostgresqlDatabase:
             driver = (await conn.get_raw_connection()).driver_connection
             assert isinstance(driver, _Connection)  # noqa: S101 - the pool's connections are made by `connect`
             driver.expire_in(deadline)
+            self._in_use.add(driver)
             try:
                 async with conn.begin():
                     return await conn.run_sync(limited)
@@ -242,6 +256,7 @@ class PostgresqlDatabase:
                     await conn.invalidate()
                 raise
             finally:
+                self._in_use.discard(driver)
                 driver.expire_in(None)
 
     async def _listen_until_lost(self, listening: Callable[[], None], wake: Callable[[], None]) -> None:
@@ -336,6 +351,8 @@ _KINDS: Mapping[str, tuple[type[LedgerError], str]] = MappingProxyType(
         "22": (LedgerRefused, ""),
         "23": (LedgerRefused, ""),
         "54": (LedgerRefused, ""),
+        "54000": (LedgerUnavailable, "; when it is the queue of notifications: a session that listens hangs"),
+        "55P03": (LedgerBusy, ""),
         "28": (LedgerError, "; correct user and password in ledger.url, or the server's pg_hba.conf"),
         "3D000": (LedgerError, "; create the database, or correct its name in ledger.url"),
         "42P01": (SchemaMismatch, "; run: transload migrate"),

@@ -37,14 +37,15 @@ def mark_unstaged(conn: Connection, seen: Mapping[str, int]) -> None:
     conn.execute(update(bundles).where(bundles.c.bid.in_(done)).values(unstaged_at=now_ms()))
 
 
-def retire(conn: Connection, age_ms: int, limit: int) -> Retired:
+def retire(conn: Connection, age_ms: int, limit: int, *, unstaged_only: bool) -> Retired:
     """Delete published bundles whole, with everything that hangs on them."""
+    clean = (bundles.c.unstaged_at.is_not(None),) if unstaged_only else ()
     unsent = exists().where(outbox.c.bid == bundles.c.bid, outbox.c.state != "published")
     # The lock keeps a late resource out until the bundle is gone; another worker's sweep passes over it.
     bids = (
         conn.execute(
             select(bundles.c.bid)
-            .where(*_published_before(age_ms), ~unsent)
+            .where(*_published_before(age_ms), *clean, ~unsent)
             .order_by(bundles.c.published_at)
             .limit(limit)
             .with_for_update(skip_locked=True)

@@ -54,6 +54,7 @@ bundles = Table(
     Column("unstaged_at", BigInteger),
     Index("bundles_by_state", "state", "created_at"),
     Index("bundles_staged", "state", "unstaged_at", "published_at"),
+    Index("bundles_published", "state", "published_at"),
 )
 
 resources = Table(

@@ -5,10 +5,12 @@ Constructed by worker/bootstrap.py. Differences between the two databases are co
 transactions begin IMMEDIATE) and its compiler leaves out.
 """
 
+import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Select, Table, bindparam, func, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -21,7 +23,9 @@ from worker.ledger.base import (
     BundleRecord,
     BundleState,
     Entry,
+    LedgerBusy,
     LedgerError,
+    LedgerRefused,
     LedgerUnavailable,
     OutboxEntry,
     OutboxRow,
@@ -49,8 +53,33 @@ from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, pro
 _COMMIT_LIMIT = 200
 """Entries a transaction takes at most: enough to hide the fsync, few enough to keep it short."""
 
+_CLOSE_SECONDS = 2.0
+"""For what is still to be committed when the ledger is closed. Nobody waits for it any more."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 _PAGE = 500
 """Resources read at a time."""
+
+
+async def _apart(
+    reason: LedgerError,
+    groups: Sequence[Sequence[Item]],
+    flush: Callable[[Sequence[Item]], Awaitable[Sequence[Result | BaseException]]],
+) -> Sequence[Result | BaseException]:
+    """Each group in a transaction of its own, because one of them made the common one fail; outcomes in their order.
+
+    Raises `reason` when there is only one group.
+    """
+    if len(groups) == 1:
+        raise reason
+    outcomes = await asyncio.gather(*(flush(group) for group in groups), return_exceptions=True)
+    return [
+        each
+        for group, outcome in zip(groups, outcomes, strict=True)
+        for each in ([outcome] * len(group) if isinstance(outcome, BaseException) else outcome)
+    ]
 
 
 class SqlLedger:
@@ -60,17 +89,19 @@ class SqlLedger:
         """Takes over the database: `aclose` closes it."""
         self._database = database
         dialect = sqlite if database.dialect == "sqlite" else postgresql
+        self._insert_into = cast("Callable[..., sqlite.Insert]", dialect.insert)
         self._insert_new = {
-            table: cast("Callable[..., sqlite.Insert]", dialect.insert)(table)
-            .on_conflict_do_nothing()
-            .returning(*table.primary_key.columns)
+            table: self._insert_into(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
             for table in (messages, bundles, resources, objects, outbox)
         }
         self._records: Batcher[Entry, Recorded] = Batcher(
             self._record_all, limit=_COMMIT_LIMIT, name="ledger-record"
         )
-        self._begins: Batcher[tuple[str, str], None] = Batcher(
+        self._begins: Batcher[tuple[str, str], int] = Batcher(
             self._begin_all, limit=_COMMIT_LIMIT, name="ledger-begin"
+        )
+        self._withdrawals: Batcher[tuple[str, str, int], None] = Batcher(
+            self._withdraw_all, limit=_COMMIT_LIMIT, name="ledger-withdraw"
         )
         self._finds: Batcher[str, str | None] = Batcher(
             self._find_all, limit=_COMMIT_LIMIT, name="ledger-find"
@@ -85,22 +116,18 @@ class SqlLedger:
     async def attempts(self, queue: str, message_id: str) -> Sequence[Attempt]:
         return await self._database.read(lambda conn: tries.listed(conn, queue, message_id))
 
-    async def begin(self, queue: str, message_id: str) -> None:
-        await self._begins.submit((queue, message_id))
+    async def begin(self, queue: str, message_id: str) -> int:
+        return await self._begins.submit((queue, message_id))
 
-    async def failed(
-        self, queue: str, message_id: str, error: str, detail: str, *, outage: bool = False
-    ) -> None:
+    async def failed(self, queue: str, message_id: str, number: int | None, attempt: Attempt) -> None:
         failpoint("ledger.failed.before")
         await self._database.write(
-            lambda conn: tries.fail(conn, queue, message_id, error=error, detail=detail, outage=outage)
+            lambda conn: tries.fail(conn, self._insert_into, queue, message_id, number, attempt)
         )
         failpoint("ledger.failed.after")
 
-    async def withdraw(self, queue: str, message_id: str) -> None:
-        failpoint("ledger.withdraw.before")
-        await self._database.write(lambda conn: tries.withdraw(conn, queue, message_id))
-        failpoint("ledger.withdraw.after")
+    async def withdraw(self, queue: str, message_id: str, number: int) -> None:
+        await self._withdrawals.submit((queue, message_id, number))
 
     async def claim(self, limit: int, lease: float) -> Sequence[OutboxRow]:
         due = (
@@ -157,10 +184,12 @@ class SqlLedger:
         return marked
 
     async def postpone(self, row: OutboxRow, delay: float, error: str) -> bool:
-        return bool(await self._change([row], due_at=now_ms() + _ms(delay), error=error))
+        # The claim ends with it, so that a renewal of the batch it came with does not move it.
+        values = {"due_at": now_ms() + _ms(delay), "generation": outbox.c.generation + 1}
+        return bool(await self._change([row], **values, error=tries.storable(error)))
 
     async def park(self, row: OutboxRow, error: str) -> bool:
-        return bool(await self._change([row], state="parked", error=error))
+        return bool(await self._change([row], state="parked", error=tries.storable(error)))
 
     async def pending(self) -> int:
         statement = select(func.count()).select_from(outbox).where(outbox.c.state == "pending")
@@ -211,6 +240,8 @@ class SqlLedger:
 
     async def replay(self, bid: str) -> OutboxState | None:
         def work(conn: Connection) -> OutboxState | None:
+            # First the bundle, as everybody does: it may be retired at this moment.
+            conn.execute(select(bundles.c.bid).where(bundles.c.bid == bid).with_for_update())
             found = select(outbox.c.state).where(outbox.c.bid == bid).with_for_update()
             before: OutboxState | None = conn.execute(found).scalar_one_or_none()
             if before == "published":
@@ -232,9 +263,11 @@ class SqlLedger:
         await self._database.write(lambda conn: retention.mark_unstaged(conn, seen))
         failpoint("ledger.mark_unstaged.after")
 
-    async def retire(self, age: float, limit: int) -> Retired:
+    async def retire(self, age: float, limit: int, *, unstaged_only: bool = False) -> Retired:
         failpoint("ledger.retire.before")
-        retired = await self._database.write(lambda conn: retention.retire(conn, _ms(age), limit))
+        retired = await self._database.write(
+            lambda conn: retention.retire(conn, _ms(age), limit, unstaged_only=unstaged_only)
+        )
         failpoint("ledger.retire.after")
         return retired
 
@@ -257,9 +290,11 @@ class SqlLedger:
         return await self._database.read(_summary)
 
     async def aclose(self) -> None:
-        await self._records.aclose()
-        await self._begins.aclose()
-        await self._finds.aclose()
+        batchers = (self._records, self._begins, self._withdrawals, self._finds)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await asyncio.gather(*(batcher.aclose() for batcher in batchers))
+        # It ends what a silent server keeps waiting.
         await self._database.aclose()
 
     async def _find_all(self, ids: Sequence[str]) -> Sequence[str | None]:
@@ -269,11 +304,23 @@ class SqlLedger:
         )
         return [found.get(message_id) for message_id in ids]
 
-    async def _begin_all(self, keys: Sequence[tuple[str, str]]) -> Sequence[None]:
-        failpoint("ledger.begin.before")
-        await self._database.write(lambda conn: tries.begin(conn, keys))
-        failpoint("ledger.begin.after")
-        return [None] * len(keys)
+    async def _begin_all(self, keys: Sequence[tuple[str, str]]) -> Sequence[int | BaseException]:
+        try:
+            failpoint("ledger.begin.before")
+            numbers = await self._database.write(lambda conn: tries.begin(conn, self._insert_into, keys))
+            failpoint("ledger.begin.after")
+            return numbers  # noqa: TRY300 - an else would part it from its failpoints
+        except LedgerRefused as exc:
+            return await _apart(exc, [[key] for key in keys], self._begin_all)
+
+    async def _withdraw_all(self, keys: Sequence[tuple[str, str, int]]) -> Sequence[BaseException | None]:
+        try:
+            failpoint("ledger.withdraw.before")
+            await self._database.write(lambda conn: tries.withdraw(conn, keys))
+            failpoint("ledger.withdraw.after")
+            return [None] * len(keys)
+        except LedgerRefused as exc:
+            return await _apart(exc, [[key] for key in keys], self._withdraw_all)
 
     async def _record_all(self, entries: Sequence[Entry]) -> Sequence[Recorded | BaseException]:
         try:
@@ -281,17 +328,17 @@ class SqlLedger:
             recorded = await self._database.write(lambda conn: self._commit(conn, entries))
             failpoint("ledger.record.after")
             return recorded  # noqa: TRY300 - an else would part it from its failpoints
-        except LedgerError as exc:
-            if exc.retryable or len(entries) == 1:
-                raise
-        # One entry the database will not have must not fail its neighbours: give each a transaction of its own.
-        outcomes: list[Recorded | BaseException] = []
-        for entry in entries:
-            try:
-                outcomes.extend(await self._record_all([entry]))
-            except LedgerError as exc:
-                outcomes.append(exc)
-        return outcomes
+        except LedgerRefused as exc:
+            return await _apart(exc, [[entry] for entry in entries], self._record_all)
+        except LedgerBusy as exc:
+            # Somebody holds the row of one bundle: the others need not wait for it, nor fail with it.
+            by_bid: dict[str, list[Entry]] = defaultdict(list)
+            for entry in entries:
+                by_bid[entry.bid].append(entry)
+            outcomes = await _apart(exc, list(by_bid.values()), self._record_all)
+            apart = [entry for group in by_bid.values() for entry in group]
+            answered = {id(entry): outcome for entry, outcome in zip(apart, outcomes, strict=True)}
+            return [answered[id(entry)] for entry in entries]
 
     def _commit(self, conn: Connection, entries: Sequence[Entry]) -> Sequence[Recorded]:
         """The transaction behind `record`. Locks are taken in the order of ids, then of bids: two workers cannot deadlock."""

@@ -1,15 +1,19 @@
 """The ledger's notes of tries at messages: the transactions behind `attempts`, `begin`, `failed` and `withdraw`.
 
-Called by worker/ledger/sql.py only. A message's tries are numbered; the one under way is the last and has no end.
+Called by worker/ledger/sql.py only. A message's tries are numbered; one that is under way has no end. Whoever ends one names its
+number, so that nobody ends another's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, literal, select, update
 
 from worker.attempts import CRASHED, Attempt
 from worker.ledger.schema import attempts, now_ms
+
+Insert = Callable[..., Any]
+"""The `insert` of a dialect, which knows `on_conflict_do_nothing`."""
 
 _DETAIL_LIMIT = 2000
 """Characters kept of what went wrong."""
@@ -26,29 +30,35 @@ def listed(conn: Connection, queue: str, message_id: str) -> Sequence[Attempt]:
     ]
 
 
-def begin(conn: Connection, keys: Sequence[tuple[str, str]]) -> None:
-    """A try begins at each of these messages."""
-    for queue, message_id in dict.fromkeys(keys):
-        _add(conn, queue, message_id)
+def begin(conn: Connection, insert: Insert, keys: Sequence[tuple[str, str]]) -> Sequence[int]:
+    """A try begins at each of these messages; their numbers, in order. `insert` is the dialect's."""
+    numbers = [0] * len(keys)
+    # In one order everywhere: who inserts the same number waits for the other.
+    for index in sorted(range(len(keys)), key=keys.__getitem__):
+        numbers[index] = _add(conn, insert, *keys[index], outage=False)
+    return numbers
 
 
-def fail(conn: Connection, queue: str, message_id: str, *, error: str, detail: str, outage: bool) -> None:
-    """The try that began has failed; one that was not noted is noted now, as begun and ended."""
-    values = {"ended_at": now_ms(), "error": error, "detail": detail[:_DETAIL_LIMIT], "outage": outage}
-    under_way = (*_of(queue, message_id), attempts.c.number == _last(queue, message_id).scalar_subquery())
-    changed = conn.execute(update(attempts).where(*under_way, attempts.c.ended_at.is_(None)).values(values))
-    if not changed.rowcount:
-        _add(conn, queue, message_id, **values)
+def fail(
+    conn: Connection, insert: Insert, queue: str, message_id: str, number: int | None, attempt: Attempt
+) -> None:
+    """The try of that number has failed; one that was not noted is noted now, as begun and ended."""
+    values = {
+        "ended_at": now_ms(),
+        "error": storable(attempt.error),
+        "detail": storable(attempt.detail),
+        "outage": attempt.outage,
+    }
+    if number is None:
+        _add(conn, insert, queue, message_id, **values)
+    else:
+        conn.execute(update(attempts).where(*_under_way(queue, message_id, number)).values(values))
 
 
-def withdraw(conn: Connection, queue: str, message_id: str) -> None:
-    """The try that began does not count."""
-    last = _last(queue, message_id).scalar_subquery()
-    conn.execute(
-        delete(attempts).where(
-            *_of(queue, message_id), attempts.c.number == last, attempts.c.ended_at.is_(None)
-        )
-    )
+def withdraw(conn: Connection, keys: Sequence[tuple[str, str, int]]) -> None:
+    """These tries do not count."""
+    for key in sorted(keys):
+        conn.execute(delete(attempts).where(*_under_way(*key)))
 
 
 def forget(conn: Connection, age_ms: int, limit: int) -> int:
@@ -73,15 +83,32 @@ def forget(conn: Connection, age_ms: int, limit: int) -> int:
     ).rowcount
 
 
-def _add(conn: Connection, queue: str, message_id: str, **values: Any) -> None:
-    (number,) = conn.execute(_last(queue, message_id)).one()
-    row = {"queue": queue, "message_id": message_id, "number": (number or 0) + 1, "began_at": now_ms()}
-    conn.execute(insert(attempts).values({**row, "outage": False, **values}))
+def _add(conn: Connection, insert: Insert, queue: str, message_id: str, **values: Any) -> int:
+    row = {"queue": queue, "message_id": message_id, "began_at": now_ms(), **values}
+    after = select(
+        func.coalesce(func.max(attempts.c.number), 0) + 1,
+        *(value if isinstance(value, now_ms) else literal(value) for value in row.values()),
+    ).where(*_of(queue, message_id))
+    statement = (
+        insert(attempts)
+        .from_select(["number", *row], after)
+        .on_conflict_do_nothing()
+        .returning(attempts.c.number)
+    )
+    # Another worker may take the number meanwhile; each statement looks anew.
+    while (number := conn.execute(statement).scalar_one_or_none()) is None:
+        pass
+    return int(number)
 
 
 def _of(queue: str, message_id: str) -> tuple[Any, ...]:
     return attempts.c.queue == queue, attempts.c.message_id == message_id
 
 
-def _last(queue: str, message_id: str) -> Select[Any]:
-    return select(func.max(attempts.c.number)).where(*_of(queue, message_id))
+def _under_way(queue: str, message_id: str, number: int) -> tuple[Any, ...]:
+    return (*_of(queue, message_id), attempts.c.number == number, attempts.c.ended_at.is_(None))
+
+
+def storable(text: str) -> str:
+    """PostgreSQL's text holds neither NUL nor half a surrogate pair."""
+    return text[:_DETAIL_LIMIT].replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()

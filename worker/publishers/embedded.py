@@ -18,10 +18,9 @@ from backends.failpoints import failpoint
 from worker.publishers.base import Notification, PublisherOptions, PublishError, PublishRefused
 from worker.sqlite import (
     Database,
-    DatabaseBusy,
+    DatabaseDamaged,
     DatabaseError,
-    DatabaseFailing,
-    DatabaseFull,
+    DatabaseMismatch,
     Schema,
 )
 
@@ -157,5 +156,7 @@ def _insert(connection: sqlite3.Connection, notification: Notification) -> Publi
 
 
 def _translate(exc: DatabaseError) -> PublishError:
-    retryable = isinstance(exc, DatabaseBusy | DatabaseFull | DatabaseFailing)
-    return PublishError(str(exc)) if retryable else PublishRefused(str(exc))
+    # A file system that was remounted read-only, or a file whose owner changed, is mended without a word to us: what
+    # is refused now must not be given up for good.
+    final = isinstance(exc, DatabaseDamaged | DatabaseMismatch)
+    return PublishRefused(str(exc)) if final else PublishError(str(exc))

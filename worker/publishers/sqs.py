@@ -1,6 +1,6 @@
 """Completions on Amazon SQS; standard and FIFO (deduplicated by event id, ordered by group)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar, Self, cast
 
@@ -51,7 +51,12 @@ class SqsPublisher:
             # The SDK reports a malformed region, URL or endpoint as ValueError.
             except (*SDK_ERRORS, ValueError) as exc:
                 raise _translate(exc, options.queue_url) from exc
-            limit = max(int(reply["Attributes"].get("MaximumMessageSize", 0)), SMALLEST_LIMIT)
+            facts = reply.get("Attributes")
+            if not facts:
+                raise PublishError(
+                    f"{options.queue_url}: the answer is not that of a queue; correct endpoint_url"
+                )
+            limit = max(int(facts.get("MaximumMessageSize", 0)), SMALLEST_LIMIT)
             return cls(options.queue_url, client, stack.pop_all(), limit)
 
     @property
@@ -101,15 +106,23 @@ class SqsPublisher:
                 # Some faults of one entry refuse the whole request; alone, each gets its own answer.
                 return [result for notification in batch for result in await self._send([notification])]
             return [_translate(exc, self._url)] * len(batch)
-        outcomes: list[PublishError | None] = [None] * len(batch)
-        for failure in reply.get("Failed", ()):
-            index = int(failure["Id"])
-            final = failure.get("SenderFault") and classify_code(short_code(failure), 400) is Trouble.REFUSED
-            kind = PublishRefused if final else PublishError
-            outcomes[index] = kind(
-                f"event {batch[index].event_id!r} to {self._url}: {failure.get('Code')}: {failure.get('Message', '')}"
-            )
-        return outcomes
+        accepted = {entry.get("Id") for entry in reply.get("Successful", ())}
+        failures = {failure.get("Id"): failure for failure in reply.get("Failed", ())}
+        return [
+            None
+            if (id_ := str(index)) in accepted and id_ not in failures
+            else self._failure(notification, failures.get(id_))
+            for index, notification in enumerate(batch)
+        ]
+
+    def _failure(self, notification: Notification, failure: Mapping[str, Any] | None) -> PublishError:
+        what = f"event {notification.event_id!r} to {self._url}"
+        if failure is None:
+            # A proxy, or a wrong endpoint, may answer 200 to anything.
+            return PublishError(f"{what}: the reply does not mention it; look at endpoint_url")
+        final = failure.get("SenderFault") and classify_code(short_code(failure), 400) is Trouble.REFUSED
+        kind = PublishRefused if final else PublishError
+        return kind(f"{what}: {failure.get('Code')}: {failure.get('Message', '')}")
 
     def _entry(self, id_: str, notification: Notification) -> dict[str, Any]:
         entry: dict[str, Any] = {

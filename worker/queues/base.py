@@ -158,7 +158,8 @@ class QueueError(Exception):
     ├── QueueMissing       there is no such queue
     ├── QueueDenied        these credentials may not do that
     ├── QueueUnavailable   no answer, or throttled: try later
-    └── HeldTooLong        work on a message outlasts the longest time the queue lets it be held
+    ├── HeldTooLong        work on a message outlasts the longest time the queue lets it be held
+    └── WaitedTooLong      that time passed before work on the message began
     """
 
     retryable = False
@@ -180,6 +181,12 @@ class QueueUnavailable(QueueError):
 
 class HeldTooLong(QueueError):
     """Work on a message outlasts the longest time the queue lets it be held."""
+
+    retryable = True
+
+
+class WaitedTooLong(QueueError):
+    """The longest time a queue lets a message be held passed before work on it began; that says nothing about it."""
 
     retryable = True
 

@@ -34,6 +34,7 @@ from worker.aws import (
 )
 from worker.batcher import Batcher
 from worker.queues.base import (
+    SOURCE_ATTRIBUTE,
     Dead,
     Depth,
     Disposition,
@@ -59,6 +60,8 @@ BURIAL = 60
 LONGEST_DELAY = 900
 """Seconds; `send` shortens a longer delay to it."""
 
+_MOVED_FROM = "DeadLetterQueueSourceArn"
+"""The system attribute of a message that SQS itself moved to the dead letters."""
 _STALE = frozenset({"InvalidParameterValue", "ReceiptHandleIsInvalid", "MessageNotInflight"})
 
 
@@ -130,6 +133,8 @@ class SqsQueue:
             # The SDK reports a malformed region, URL or endpoint as ValueError.
             except (*SDK_ERRORS, ValueError) as exc:
                 raise _translate(exc, options.queue_url) from exc
+            except KeyError as exc:
+                raise _no_queue(options.queue_url) from exc
             return cls(options, client, stack.pop_all(), facts, dead)
 
     @property
@@ -150,16 +155,19 @@ class SqsQueue:
     async def receive(self, limit: int, wait: float) -> Sequence[Message]:
         """As the port says; one long poll of at most ten messages and 20 seconds."""
         self._ensure_open()
-        request: dict[str, Any] = {"VisibilityTimeout": self._lease} if self._options.lease else {}
+        wanted = ["ApproximateReceiveCount", "SentTimestamp"]
+        if self._dead is None:
+            wanted.append(_MOVED_FROM)
         failpoint("sqs.receive.before")
         reply = await self._call(
             "receive_message",
             self._url,
             MaxNumberOfMessages=max(1, min(limit, BATCH)),
             WaitTimeSeconds=max(0, min(math.ceil(wait), LONGEST_POLL)),
-            MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
+            # Always: the queue's own may have been changed since we read it.
+            VisibilityTimeout=self._lease,
+            MessageSystemAttributeNames=wanted,
             MessageAttributeNames=["All"],
-            **request,
         )
         failpoint("sqs.receive.after")
         return [_message(raw) for raw in reply.get("Messages", ())]
@@ -208,17 +216,19 @@ class SqsQueue:
             failpoint("sqs.send.after")
             for failure in reply.get("Failed", ()):
                 raise self._failure(failure)
+            if unsaid := {str(index) for index in span} - _successful(reply):
+                raise self._unmentioned(len(unsaid))
 
     async def depth(self) -> Depth:
         """SQS's approximation, a minute old at worst."""
         self._ensure_open()
-        facts = (await self._call("get_queue_attributes", self._url, AttributeNames=["All"]))["Attributes"]
-        return Depth(
-            visible=int(facts["ApproximateNumberOfMessages"]),
-            in_flight=int(facts["ApproximateNumberOfMessagesNotVisible"]),
-            delayed=int(facts["ApproximateNumberOfMessagesDelayed"]),
-            dead=await self._dead_depth(),
+        visible, in_flight, delayed = await self._counts(
+            self._url,
+            "ApproximateNumberOfMessages",
+            "ApproximateNumberOfMessagesNotVisible",
+            "ApproximateNumberOfMessagesDelayed",
         )
+        return Depth(visible, in_flight, delayed, dead=await self._dead_depth())
 
     async def open_dead_letters(self) -> Queue:
         """The dead-letter queue, through a client of its own."""
@@ -245,8 +255,10 @@ class SqsQueue:
         del entry["Id"]
         try:
             failpoint("sqs.bury.before")
-            await self._call("send_message", letters.url, **entry)
+            reply = await self._call("send_message", letters.url, **entry)
             failpoint("sqs.bury.after")
+            if not reply.get("MessageId"):
+                raise self._unmentioned(1)
         except QueueError as exc:
             raise QueueUnavailable(
                 f"queue {self._name!r}: no dead letter could be written to {letters.url}: {exc}"
@@ -256,12 +268,17 @@ class SqsQueue:
         if self._dead is None:
             return None
         try:
-            reply = await self._call(
-                "get_queue_attributes", self._dead.url, AttributeNames=["ApproximateNumberOfMessages"]
-            )
+            (dead,) = await self._counts(self._dead.url, "ApproximateNumberOfMessages")
         except (QueueMissing, QueueDenied):
             return None
-        return int(reply["Attributes"]["ApproximateNumberOfMessages"])
+        return dead
+
+    async def _counts(self, url: str, *names: str) -> list[int]:
+        reply = await self._call("get_queue_attributes", url, AttributeNames=list(names))
+        try:
+            return [int(reply["Attributes"][name]) for name in names]
+        except KeyError as exc:
+            raise _no_queue(url) from exc
 
     async def _delete(self, handles: Sequence[str]) -> Sequence[bool | BaseException]:
         entries = [{"Id": str(index), "ReceiptHandle": handle} for index, handle in enumerate(handles)]
@@ -281,15 +298,25 @@ class SqsQueue:
         return self._outcomes(reply, len(entries))
 
     def _outcomes(self, reply: Mapping[str, Any], count: int) -> list[bool | BaseException]:
-        outcomes: list[bool | BaseException] = [True] * count
-        for failure in reply.get("Failed", ()):
-            stale = short_code(failure) in _STALE
-            outcomes[int(failure["Id"])] = False if stale else self._failure(failure)
+        done = _successful(reply)
+        failures = {failure.get("Id"): failure for failure in reply.get("Failed", ())}
+        outcomes: list[bool | BaseException] = []
+        for id_ in map(str, range(count)):
+            if failure := failures.get(id_):
+                outcomes.append(False if short_code(failure) in _STALE else self._failure(failure))
+            else:
+                outcomes.append(True if id_ in done else self._unmentioned(1))
         return outcomes
 
     def _failure(self, failure: Mapping[str, Any]) -> QueueError:
         kind = QueueError if failure.get("SenderFault") else QueueUnavailable
         return kind(f"queue {self._name!r}: {failure.get('Code')}: {failure.get('Message', '')}")
+
+    def _unmentioned(self, count: int) -> QueueUnavailable:
+        # A proxy, or a wrong endpoint, may answer 200 to anything.
+        return QueueUnavailable(
+            f"queue {self._name!r}: the reply does not mention {count} of what was asked; look at endpoint_url"
+        )
 
     async def _call(self, operation: str, url: str, **request: Any) -> Mapping[str, Any]:
         try:
@@ -302,14 +329,21 @@ class SqsQueue:
             raise QueueUnavailable(f"queue {self._name!r} is closed")
 
 
+def _successful(reply: Mapping[str, Any]) -> set[str | None]:
+    return {entry.get("Id") for entry in reply.get("Successful", ())}
+
+
 def _message(raw: Mapping[str, Any]) -> Message:
     facts = raw.get("Attributes", {})
+    attributes = {name: _text(value) for name, value in raw.get("MessageAttributes", {}).items()}
+    if source := facts.get(_MOVED_FROM):
+        attributes.setdefault(SOURCE_ATTRIBUTE, source.rsplit(":", 1)[-1])
     return Message(
         id=raw["MessageId"],
         body=raw["Body"].encode(errors="surrogatepass"),
         handle=raw["ReceiptHandle"],
         receive_count=int(facts.get("ApproximateReceiveCount", 1)),
-        attributes={name: _text(value) for name, value in raw.get("MessageAttributes", {}).items()},
+        attributes=attributes,
         sent_at=int(facts["SentTimestamp"]) / 1000 if "SentTimestamp" in facts else None,
     )
 
@@ -339,6 +373,10 @@ def _entry(index: int, message: OutgoingMessage, *, fifo: bool) -> dict[str, Any
 
 def _is_fifo(url: str) -> bool:
     return url.endswith(".fifo")
+
+
+def _no_queue(url: str) -> QueueUnavailable:
+    return QueueUnavailable(f"{url}: the answer is not that of a queue; correct endpoint_url")
 
 
 def _translate(exc: BaseException, url: str) -> QueueError:

@@ -91,6 +91,16 @@ def _warn(
             dead_letter_queue=url,
             dead_letter_seconds=letters,
         )
+    carried, taken = (int(each.get("MaximumMessageSize", 0)) for each in (facts, there))
+    if 0 < taken < carried:
+        log.warning(
+            "the largest messages cannot be buried, and would come back until they expire; give the dead-letter queue the "
+            "queue's MaximumMessageSize",
+            queue=queue_url,
+            bytes=carried,
+            dead_letter_queue=url,
+            dead_letter_bytes=taken,
+        )
     if 0 < int(policy.get("maxReceiveCount", 0)) < ENOUGH_RECEIVES:
         log.warning(
             "SQS would bury messages without a reason; raise maxReceiveCount in the queue's RedrivePolicy",

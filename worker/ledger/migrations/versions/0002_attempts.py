@@ -16,6 +16,7 @@ def upgrade() -> None:
     """New columns are nullable or have a default, so that rows written by older code are whole."""
     op.add_column("bundles", sa.Column("unstaged_at", sa.BigInteger))
     op.create_index("bundles_staged", "bundles", ["state", "unstaged_at", "published_at"])
+    op.create_index("bundles_published", "bundles", ["state", "published_at"])
     op.create_index("messages_by_bid", "messages", ["bid"])
     op.add_column("outbox", sa.Column("replays", sa.Integer, nullable=False, server_default="0"))
     op.create_table(
