@@ -10,6 +10,7 @@ publishes, and acknowledgements on the same one would wait with it (https://www.
 import asyncio
 import enum
 import math
+import struct
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
@@ -30,11 +31,13 @@ from aiormq.exceptions import (
     ProbableAuthenticationError,
     PublishError,
 )
+from pamqp import encode
 from pamqp.commands import Basic
 from pamqp.exceptions import PAMQPException
 from pydantic import BaseModel, Field, SecretStr, field_validator
 
 from backends.failpoints import failpoint
+from worker import rabbitmq_decoding
 
 SDK_ERRORS = (AMQPError, OSError, RuntimeError, ValueError, EOFError, PAMQPException, StopAsyncIteration)
 """Everything a call may raise, besides cancellations that are not ours."""
@@ -42,9 +45,11 @@ SDK_ERRORS = (AMQPError, OSError, RuntimeError, ValueError, EOFError, PAMQPExcep
 QUORUM = MappingProxyType({"x-queue-type": "quorum"})
 PERSISTENT = 2
 HEADERS_LIMIT = 120_000
-"""Bytes of names and values of a message's headers. They travel in one frame, of 128 KiB where nobody changed `frame_max`."""
-_NAME_LIMIT = 255
-_ROUTING_HEADERS = frozenset({"CC", "BCC"})
+"""Bytes of a message's headers as they are sent. They travel in one frame, of 128 KiB where nobody changed `frame_max`."""
+_ID_LIMIT = 255
+_NAME_LIMIT = 128
+"""Bytes of a header's name. pamqp cuts what is longer: https://www.rabbitmq.com/amqp-0-9-1-reference#domain.peer-properties."""
+ROUTING_HEADERS = frozenset({"CC", "BCC"})
 
 T = TypeVar("T")
 
@@ -236,6 +241,18 @@ class Outlet:
 
         Raises `BrokerError`: then it may be there or not; `MISSING` when no queue takes it.
         """
+        patience = 3 * self.link.timeout
+        try:
+            async with asyncio.timeout(patience):
+                await self._publish_once(body, properties, exchange, to)
+        except TimeoutError as exc:
+            raise BrokerError(Trouble.UNAVAILABLE, f"not published within {patience:g} seconds") from exc
+
+    async def aclose(self) -> None:
+        """Close the connection. Calling it twice is harmless."""
+        await asyncio.gather(self.link.aclose(), self._apart.aclose())
+
+    async def _publish_once(self, body: bytes, properties: Basic.Properties, exchange: str, to: str) -> None:
         id_ = properties.message_id or ""
         # aiormq tells which message came back as unroutable by its id alone. Of two with the same id in flight it would
         # report the first as accepted.
@@ -255,10 +272,6 @@ class Outlet:
         finally:
             del self._flying[id_]
             landed.set()
-
-    async def aclose(self) -> None:
-        """Close the connection. Calling it twice is harmless."""
-        await asyncio.gather(self.link.aclose(), self._apart.aclose())
 
     async def _publish_apart(self, body: bytes, properties: Basic.Properties, exchange: str, to: str) -> None:
         """The broker answers a message that is too large by closing the channel, and often the connection goes too, with
@@ -325,22 +338,30 @@ async def counts(link: Link, names: Sequence[str]) -> Mapping[str, int | None]:
 def objection(id_: str, headers: Mapping[str, str]) -> str | None:
     """Why RabbitMQ cannot carry a message with this id and these headers, or None."""
     try:
-        if len(id_.encode()) > _NAME_LIMIT:
-            return f"RabbitMQ carries ids of {_NAME_LIMIT} bytes at most"
-        names = [name.encode() for name in headers]
-        total = sum(map(len, names)) + sum(len(value.encode()) for value in headers.values())
+        if len(id_.encode()) > _ID_LIMIT:
+            return f"RabbitMQ carries ids of {_ID_LIMIT} bytes at most"
+        if any(len(name.encode()) > _NAME_LIMIT for name in headers):
+            return f"RabbitMQ carries attribute names of {_NAME_LIMIT} bytes at most"
+        total = len(encode.field_table(dict(headers)))
     except UnicodeEncodeError:
         return "RabbitMQ carries UTF-8, and an attribute or the id has a lone surrogate"
-    if any(len(name) > _NAME_LIMIT for name in names):
-        return f"RabbitMQ carries attribute names of {_NAME_LIMIT} bytes at most"
     if total > HEADERS_LIMIT:
         return f"RabbitMQ carries attributes of {HEADERS_LIMIT} bytes in all, and this message has {total}"
-    if found := _ROUTING_HEADERS & headers.keys():
+    if found := ROUTING_HEADERS & headers.keys():
         return f"RabbitMQ would route the message by its attribute {min(found)}"
     return None
 
 
+def fits(headers: Mapping[str, Any]) -> bool:
+    """Whether a message can be sent with these headers."""
+    try:
+        return len(encode.field_table(dict(headers))) <= HEADERS_LIMIT
+    except (TypeError, ValueError, struct.error):
+        return False
+
+
 async def _connected(url: str) -> AbstractConnection:
+    rabbitmq_decoding.install()
     try:
         return await aiormq.connect(url)
     except InvalidFrameError as exc:

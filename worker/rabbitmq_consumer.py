@@ -19,7 +19,7 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 
 from backends.failpoints import failpoint
-from worker.rabbitmq import BrokerError, Link, Trouble, call
+from worker.rabbitmq import BrokerError, Link, Once, Trouble, call
 
 T = TypeVar("T")
 
@@ -64,14 +64,15 @@ class Consumer:
         self._longest_hold = longest_hold
         self._loop = asyncio.get_running_loop()
         self._tag: str | None = None
+        self._subscription: asyncio.Task[None] | None = None
+        self._sign = Once(self._ask_for_life)
         self._numbers = count()
         self._subscribing = asyncio.Lock()
         self._buffer: deque[tuple[DeliveredMessage, float]] = deque()
         self._held: dict[str, Held] = {}
         self._changed = asyncio.Event()
-        self._subscribed = False
-        self._forgotten = False
         self._unfed_since: float | None = None
+        self._unseen = 0
         self._chores: set[asyncio.Task[None]] = set()
         self.ended: str | None = None
         self.taken_at = self._loop.time()
@@ -92,17 +93,23 @@ class Consumer:
         """Have the broker deliver, unless it does already. Raises `BrokerError`."""
         async with self._subscribing:
             self.require()
-            if self._tag is None or self._forgotten:
-                # Known before the broker knows it: whoever is cancelled in here leaves a consumer that is not forgotten.
-                # Never twice the same: RabbitMQ 3.10 breaks the connection when a tag comes back to a channel that holds
+            if self._subscription is None:
+                # Never twice the same tag: RabbitMQ 3.10 breaks the connection when one comes back to a channel that holds
                 # messages.
                 earlier, self._tag = self._tag, f"transload.{self._prefix}.{next(self._numbers)}"
-                self._forgotten = False
-                try:
-                    await call(self._consume(earlier, self._tag), self._link.timeout)
-                except BrokerError:
-                    self.end("it could not consume")
-                    raise
+                self._subscription = asyncio.create_task(self._consume(earlier, self._tag))
+            await self._subscribed(self._subscription)
+
+    def aged(self) -> Sequence[DeliveredMessage]:
+        """What waited here for half the time it may be held. It is the caller's now, to be given back: others may still have time
+        for it.
+        """
+        aged: list[DeliveredMessage] = []
+        if self._longest_hold is not None:
+            newest = self._loop.time() - self._longest_hold / 2
+            while self._buffer and self._buffer[0][1] <= newest:
+                aged.append(self._buffer.popleft()[0])
+        return aged
 
     async def take(self, limit: int, wait: float) -> list[Held]:
         """Hand out up to `limit`, waiting for the first. Raises `BrokerError` when the channel has ended."""
@@ -125,31 +132,34 @@ class Consumer:
         answer = await self._ask(self._channel.queue_declare(self._queue, passive=True))
         waiting, now = answer.message_count or 0, self._loop.time()
         full = 0 < self._prefetch <= len(self._held)
-        if not waiting or self._buffer or full or not self._subscribed:
+        consuming = self._subscription is not None and self._subscription.done()
+        if not waiting or self._buffer or full or not consuming:
             self._unfed_since = None
         elif self._unfed_since is None:
             self._unfed_since = now
         unfed = self._unfed_since is not None and now - self._unfed_since >= self._lease
-        if self._subscribed and (unfed or not answer.consumer_count):
+        # A quorum queue that has no leader just now counts nothing at all.
+        self._unseen = self._unseen + 1 if consuming and not answer.consumer_count else 0
+        if consuming and (unfed or self._unseen > 1):
             if not self._held:
                 self.end("the broker delivers nothing, to a consumer that nobody cancelled")
             # What is held is worth more than a fresh channel: the next `subscribe` consumes anew on this one.
-            self._forgotten, self._unfed_since = True, None
+            self._subscription, self._unfed_since, self._unseen = None, None, 0
         return waiting
 
     async def extend(self, handles: Sequence[str]) -> Sequence[str]:
-        """Start these leases anew, once the broker has shown that it hears us; returns the lost ones. Raises `BrokerError`."""
-        now = self._loop.time()
-        if any(self._find(handle) for handle in handles):
-            # Without effect on a consumer that exists, but it has an answer.
-            await self._ask(self._channel.basic_qos(prefetch_count=self._prefetch))
+        """Start these leases anew, once the broker has shown that it hears us; returns the lost ones. Raises `BrokerError`.
+
+        Whoever asks at the same time shares one question, and a lease counts from that question.
+        """
+        asked_at = await self._sign() if any([self._find(handle) for handle in handles]) else 0.0
         lost: list[str] = []
         for handle in handles:
             held = self._find(handle)
             if held is None:
                 lost.append(handle)
             elif held.timer is not None:
-                held.until = now + self._lease
+                held.until = max(held.until, asked_at + self._lease)
                 self._arm(held)
         return lost
 
@@ -186,9 +196,12 @@ class Consumer:
     async def unsubscribe(self) -> None:
         """Have the broker deliver no more until `subscribe`. Raises `BrokerError`."""
         async with self._subscribing:
-            if self._tag is not None and self.ended is None:
-                tag, self._tag, self._subscribed = self._tag, None, False
-                await self._ask(self._channel.basic_cancel(tag))
+            if self._subscription is None or self.ended is not None:
+                return
+            # One under way, whose caller was cancelled, would consume behind our back.
+            await self._subscribed(self._subscription)
+            tag, self._tag, self._subscription = self._tag, None, None
+            await self._ask(self._channel.basic_cancel(tag or ""))
 
     def untaken(self) -> Sequence[DeliveredMessage]:
         """What was handed to nobody. It is the caller's now, to be given back."""
@@ -223,7 +236,19 @@ class Consumer:
             await self._channel.basic_cancel(earlier)
         await self._channel.basic_qos(prefetch_count=self._prefetch)
         await self._channel.basic_consume(self._queue, self._deliver, consumer_tag=tag)
-        self._subscribed = True
+
+    async def _subscribed(self, subscription: "asyncio.Task[None]") -> None:
+        try:
+            await call(subscription, self._link.timeout)
+        except BrokerError:
+            self.end("it could not consume")
+            raise
+
+    async def _ask_for_life(self) -> float:
+        asked_at = self._loop.time()
+        # Without effect on a consumer that exists, but it has an answer.
+        await self._ask(self._channel.basic_qos(prefetch_count=self._prefetch))
+        return asked_at
 
     async def _ask(self, question: Awaitable[T]) -> T:
         try:

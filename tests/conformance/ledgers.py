@@ -663,6 +663,15 @@ class LedgerConformance:
 
     # Tries at messages.
 
+    async def test_a_renewal_of_its_batch_does_not_move_a_row_that_was_postponed(
+        self, ledger: Ledger
+    ) -> None:
+        await record_all(ledger, [entry("a", count=1), entry("b", count=1)])
+        rows = await ledger.claim(10, HOUR)
+        assert await ledger.postpone(rows[0], 0, "later")
+        assert await ledger.renew(rows, HOUR) == 1
+        assert [row.bid for row in await ledger.claim(10, HOUR)] == [rows[0].bid]
+
     async def test_a_message_nobody_tried_has_no_attempts(self, ledger: Ledger) -> None:
         assert await ledger.attempts("q", "m") == []
 
@@ -853,6 +862,13 @@ class LedgerConformance:
         assert await ledger.staged(0, 10) == [], "a duplicate stages nothing"
         assert await ledger.record(entry("b", 1)) == Recorded(late=True)
         assert await ledger.staged(0, 10) == ["b"]
+
+    async def test_what_may_still_be_staged_can_be_kept(self, ledger: Ledger) -> None:
+        await publish(ledger, "a", "b")
+        await ledger.mark_unstaged({"a": 1})
+        assert (await ledger.retire(0, 10, unstaged_only=True)).bundles == 1
+        assert [bundle.bid for bundle in await ledger.bundles()] == ["b"]
+        assert (await ledger.retire(0, 10)).bundles == 1
 
     async def test_case_13_a_bundle_is_forgotten_whole(self, ledger: Ledger) -> None:
         await publish(ledger, "a", "b", resources=3)

@@ -23,11 +23,13 @@ from tests.support.postgresql import OwnServer, PostgresqlServer
 from tests.support.services import NotAvailable
 from tests.support.toxics import Proxy
 from worker.ledger.base import (
+    LedgerBusy,
     LedgerCorrupt,
     LedgerError,
     LedgerRefused,
     LedgerUnavailable,
     Recorded,
+    Retired,
     SchemaMismatch,
 )
 from worker.ledger.database import check_schema, migrate, schema_version
@@ -184,6 +186,29 @@ async def test_case_41_connections_that_died_in_the_pool_are_replaced(own: OwnSe
         after = await on_every_connection(opened, "SELECT pg_backend_pid()")
         assert len(set(after)) == 4
         assert not set(before) & set(after)
+
+
+async def test_case_41_a_ledger_that_is_closed_while_the_server_hangs_ends_soon(
+    own: OwnServer, own_url: str
+) -> None:
+    """With a transaction under way and more waiting; nobody waits for the thirty seconds they may take."""
+    async with opening(own_url) as opened:
+        ledger = SqlLedger(opened)
+        await ledger.record(entry("a"))
+        processes = own.processes()
+        for process in processes:
+            process.suspend()
+        try:
+            recording = [asyncio.create_task(ledger.record(entry("b", number))) for number in range(3)]
+            await asyncio.sleep(0.1)
+            recording.append(asyncio.create_task(ledger.record(entry("c"))))
+            async with asyncio.timeout(20):
+                await ledger.aclose()
+                outcomes = await asyncio.gather(*recording, return_exceptions=True)
+        finally:
+            for process in processes:
+                process.resume()
+        assert all(isinstance(outcome, (LedgerUnavailable, asyncio.CancelledError)) for outcome in outcomes)
 
 
 @pytest.mark.parametrize("connected", [True, False])
@@ -427,6 +452,38 @@ async def test_case_45_a_row_that_is_committed_late_is_claimed(url: str, opened:
         assert await ledger.mark_published([await claimed(ledger, "early")]) == 1
 
 
+async def test_case_46_a_bundle_that_somebody_holds_fails_alone(url: str) -> None:
+    async with opening(url, deadline=3) as opened, session(url) as other:
+        ledger = SqlLedger(opened)
+        await ledger.record(entry("held", 0))
+        transaction = other.transaction()
+        await transaction.start()
+        await other.execute("SELECT 1 FROM bundles WHERE bid = 'held' FOR UPDATE")
+        entries = [entry("held", 1), *(entry(bid, count=1) for bid in "abc")]
+        outcomes = await asyncio.gather(*map(ledger.record, entries), return_exceptions=True)
+        assert isinstance(outcomes[0], LedgerBusy)
+        assert outcomes[1:] == [Recorded(completed=True)] * 3
+        await transaction.rollback()
+        assert await ledger.record(entry("held", 1)) == NOTHING
+
+
+async def test_a_replay_that_was_answered_is_not_retired(url: str, opened: PostgresqlDatabase) -> None:
+    """The sweep waits for a row that the replay holds, and then looks again."""
+    ledger = SqlLedger(opened)
+    await ledger.record(entry("b", count=1))
+    await ledger.mark_published([await claimed(ledger, "b")])
+    async with session(url) as other:
+        transaction = other.transaction()
+        await transaction.start()
+        # As the ledger's own replay, halted before its commit.
+        await other.execute("SELECT 1 FROM bundles WHERE bid = 'b' FOR UPDATE")
+        await other.execute("UPDATE outbox SET state = 'pending', due_at = 0 WHERE bid = 'b'")
+        assert await ledger.retire(0, 10) == Retired()
+        await transaction.commit()
+    assert await ledger.retire(0, 10) == Retired()
+    assert await ledger.pending() == 1
+
+
 async def test_a_claim_takes_no_more_than_its_limit_whatever_the_plan(url: str) -> None:
     """With statistics of one row the planner runs a subquery once for each row, and each run locks others."""
     async with opening(url) as opened, session(url) as other:
@@ -667,7 +724,7 @@ async def test_watching_may_be_turned_off(url: str, options: dict[str, bool]) ->
     [
         ("22003", LedgerRefused, ""),
         ("23514", LedgerRefused, ""),
-        ("54000", LedgerRefused, ""),
+        ("54000", LedgerUnavailable, "session that listens"),
         ("0A000", LedgerUnavailable, ""),
         ("26000", LedgerError, "ledger.pooler: true"),
         ("42501", LedgerError, "grant it"),
@@ -677,7 +734,7 @@ async def test_watching_may_be_turned_off(url: str, options: dict[str, bool]) ->
         ("40P01", LedgerUnavailable, ""),
         ("53100", LedgerUnavailable, "disk is full"),
         ("53300", LedgerUnavailable, ""),
-        ("55P03", LedgerUnavailable, ""),
+        ("55P03", LedgerBusy, ""),
         ("57P01", LedgerUnavailable, ""),
         ("58030", LedgerUnavailable, ""),
         ("XX000", LedgerUnavailable, ""),

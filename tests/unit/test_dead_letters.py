@@ -546,8 +546,8 @@ async def test_letters_that_share_an_id_are_all_dealt_with(one_id: MemoryQueue) 
     died = [f"2026-01-01T00:00:00.{number:03}+00:00" for number in range(25)]
     await letters.send([OutgoingMessage(b"alike", {TIME_ATTRIBUTE: time_}) for time_ in died])
     assert len(await seen(one_id)) == 50
-    run, _ = await redriven(one_id, limit=25)
-    assert run.outcomes == {Outcome.REDRIVEN: 25}
+    redrive, _ = await redriven(one_id, limit=25)
+    assert redrive.outcomes == {Outcome.REDRIVEN: 25}
     run, _ = await purged(one_id)
     assert run.outcomes == {Outcome.PURGED: 25}
     assert run.complete

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from worker.publishers.base import Notification, PublishRefused
+from worker.publishers.base import Notification, PublishError, PublishRefused
 from worker.publishers.embedded import EmbeddedPublisher, EmbeddedPublisherOptions
 from worker.queues.base import Ack, Dead, Message, OutgoingMessage, QueueError, QueueUnavailable, Retry
 from worker.queues.embedded import EmbeddedOptions, EmbeddedQueue
@@ -373,16 +373,15 @@ async def test_another_adapters_file_is_refused(path: Path) -> None:
 
 
 async def test_a_completion_waits_while_its_file_may_not_be_written(path: Path) -> None:
-    """SQLite answers SQLITE_READONLY to many a passing fault; here the file is away for a while."""
+    """SQLite answers SQLITE_READONLY, as on a file system that was remounted so after an error, until it is mended."""
     publisher = await EmbeddedPublisher.connect(EmbeddedPublisherOptions(path=path))
     sent = [Notification("event", "r", b"body", {})]
-    away = path.with_name("away.db")
-    await asyncio.to_thread(path.rename, away)
+    publisher._database._connection.execute("PRAGMA query_only = 1")
     (outcome,) = await publisher.publish(sent)
     assert isinstance(outcome, PublishError)
     assert "may not be written" in str(outcome)
     assert outcome.retryable
-    await asyncio.to_thread(away.rename, path)
+    publisher._database._connection.execute("PRAGMA query_only = 0")
     assert list(await publisher.publish(sent)) == [None]
     await publisher.aclose()
 

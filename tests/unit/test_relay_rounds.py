@@ -147,6 +147,16 @@ async def test_case_47_a_damaged_row_is_parked_and_the_others_flow(world: World,
     assert await world.published() == ids("a", "b", "c")
 
 
+async def test_case_47_a_time_nobody_can_read_is_parked_and_the_others_flow(world: World) -> None:
+    ledger = await world.open_ledger()
+    for bid in ("a", "b"):
+        await ledger.record(closing(bid, 0))
+    world.damage("UPDATE outbox SET completed_at = 9000000000000000 WHERE bid = 'a'")
+    assert await world.relay(ledger).announce_due() == 2
+    assert await world.published() == ids("b")
+    assert [parked.bid for parked in await ledger.outbox("parked")] == ["a"]
+
+
 async def test_case_47_a_damaged_resource_is_parked_and_the_others_flow(world: World) -> None:
     ledger = await world.open_ledger()
     for bid in ("a", "b"):

@@ -191,20 +191,19 @@ class PostgresqlDatabase:
 
     async def aclose(self) -> None:
         self._closed = True
-        deadline = asyncio.get_running_loop().time() + _CLOSE_SECONDS
-        while self._running:
-            _, late = await asyncio.wait(
-                set(self._running), timeout=deadline - asyncio.get_running_loop().time()
-            )
-            if late:
-                # Whoever waits for a silent server gets a lost connection, or never had one.
-                for connection in self._in_use:
-                    connection.terminate()
-                for task in late:
-                    task.cancel()
-                await asyncio.wait(late, timeout=_CLOSE_SECONDS)
-                break
+        await self._wait_for_running()
+        for connection in self._in_use:
+            # Whoever waits for a silent server gets a lost connection. A cancellation would ask the server first.
+            connection.terminate()
+        await self._wait_for_running()
+        for task in self._running:
+            task.cancel()
+        await self._wait_for_running()
         await self._engine.dispose()
+
+    async def _wait_for_running(self) -> None:
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=_CLOSE_SECONDS)
 
     async def _finish(self, transaction: Callable[[], Awaitable[Result]]) -> Result:
         """Run it to its end even when the caller is cancelled; `aclose` waits for it."""
