@@ -52,14 +52,18 @@ class AttemptLog:
             return ()
         return await self._ledger.attempts(self._queue, message.id)
 
+    def is_given_up(self, earlier: Sequence[Attempt]) -> bool:
+        """Whether the process has died in so many tries that there is to be no other."""
+        return _crashes(earlier) >= self._max_crashes
+
     @asynccontextmanager
     async def trying(self, delivery: Delivery, earlier: Sequence[Attempt]) -> AsyncIterator[None]:
         """One try at a message. How it is left is noted, when it counts, before the next suspect has its turn.
 
         Raises `CrashedTooOften` instead of beginning another try, `LedgerError`, and what waiting for a turn ends with.
         """
-        crashes = sum(attempt.error == CRASHED for attempt in earlier)
-        if crashes >= self._max_crashes:
+        crashes = _crashes(earlier)
+        if self.is_given_up(earlier):
             raise CrashedTooOften(f"the process died in {crashes} tries at this message")
         async with self._turn(delivery, crashes):
             number = await self._begin(delivery.message)
@@ -130,3 +134,7 @@ class AttemptLog:
         if number is not None:
             self._owed.add((message.id, number))
         self._on_silence(str(error))
+
+
+def _crashes(earlier: Sequence[Attempt]) -> int:
+    return sum(attempt.error == CRASHED for attempt in earlier)

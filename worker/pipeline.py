@@ -67,6 +67,15 @@ class Pipeline:
         self._tell(command, outcome)
         return Ack()
 
+    async def known(self, body: bytes) -> Disposition | None:
+        """The answer to a message that was recorded before; None for one that was not.
+
+        Raises `Refused` or a `LedgerError`.
+        """
+        command = decode(body, self._max_message_bytes)
+        recorded = await self._ledger.find(command.id)
+        return self._known(command, recorded) if recorded else None
+
     async def _execute(self, plan: Plan, delivery: Delivery) -> tuple[Placement, ...]:
         if isinstance(plan, ClosePlan):
             return ()

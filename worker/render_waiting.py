@@ -141,7 +141,7 @@ def unseen(count: int) -> None:
     """The queue says it has letters that it does not give."""
     if count:
         say(
-            f"about {count} more wait, which the queue does not give while these are held; deal with these, then look again"
+            f"about {count} more wait, which the queue does not give while these are held, or which look like them; deal with these, then look again"
         )
 
 

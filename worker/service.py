@@ -246,6 +246,9 @@ class Service:
         earlier: Sequence[Attempt] = ()
         try:
             earlier = await self._attempts.earlier(message)
+            # It may have been the answer that never came to be given.
+            if self._attempts.is_given_up(earlier) and (known := await self._pipeline.known(delivery.body)):
+                return known
             async with self._attempts.trying(delivery, earlier):
                 return await self._pipeline.process(delivery)
         except LeaseLost:

@@ -67,7 +67,7 @@ async def test_case_14_work_that_ends_in_time_is_done_and_announced(
         await world.nothing_lost()
 
 
-@pytest.mark.parametrize(("queue", "times"), [("embedded", 7), ("sqs", 3), ("rabbitmq", 3)])
+@pytest.mark.parametrize(("queue", "times"), [("embedded", 7), ("sqs", 2), ("rabbitmq", 2)])
 async def test_case_14_work_past_the_deadline_is_given_back_uncounted(
     request: pytest.FixtureRequest, tmp_path: Path, queue: str, times: int
 ) -> None:
@@ -90,7 +90,7 @@ async def test_case_14_work_past_the_deadline_is_given_back_uncounted(
         await world.announced()
         last.terminate()
         assert await last.ended() == 0, last.tail()
-        assert await world.rows("SELECT * FROM attempts WHERE ended_at IS NOT NULL") == []
+        assert await world.rows("SELECT * FROM attempts") == []
         await world.nothing_lost()
 
 
@@ -186,12 +186,10 @@ async def leave_in_turn(
             assert await worker.ended() == 0, worker.tail()
         late = sum(line["messages"] for worker in world.pool.started for line in told(worker, "given back"))
         again = sum(times - 1 for times in Counter(world.staging.begun).values())
-        (came_again,) = (await world.rows("SELECT count(*) FROM attempts"))[0]
         print(f"{combination}: {len(world.published)} bundles, {late} past the deadline, {again} read again")
         assert late, "some were past the deadline"
         assert again <= late, "no transfer was done again but those"
-        assert came_again <= late, "and no other message was received twice"
-        assert await world.rows("SELECT * FROM attempts WHERE ended_at IS NOT NULL") == []
+        assert await world.rows("SELECT * FROM attempts") == []
         await world.nothing_lost()
 
 

@@ -5,7 +5,7 @@
         ...  # run and kill workers of `world.transload`
         report = await check(world, load, logs)
 
-Used by tests/faults/crash.py and tests/faults/test_crash_points.py. Every world has names of its own on the shared servers.
+Used by tests/faults/crash/ and tests/faults/test_crash_points.py. Every world has names of its own on the shared servers.
 """
 
 import asyncio

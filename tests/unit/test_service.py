@@ -469,3 +469,21 @@ async def test_stop_gives_a_long_transfer_back_and_another_worker_finishes_it(wo
     bundle = await world.ledger.bundle("test-a")
     assert bundle is not None
     assert bundle.stored_count == 1
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+async def test_case_18_what_is_recorded_is_no_dead_letter_however_often_its_process_died(
+    world: World, *, recorded: bool
+) -> None:
+    if recorded:
+        await world.queue.send([closed("test-a")])
+        await ended(world.start(world.service(), until_idle=True))
+    await world.queue.send([closed("test-a")])
+    (message,) = await world.queue.receive(1, 0)
+    for _ in range(RetryPolicy().max_attempts):
+        await world.ledger.begin(world.queue.name, message.id)
+    await world.queue.settle(message, Retry(0))
+    service = world.service()
+    await ended(world.start(service, until_idle=True))
+    assert (service.progress.acked, service.progress.dead) == ((1, 0) if recorded else (0, 1))
+    assert (await world.queue.depth()).dead == service.progress.dead
