@@ -10,7 +10,6 @@ publishes, and acknowledgements on the same one would wait with it (https://www.
 import asyncio
 import enum
 import math
-import struct
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
@@ -356,7 +355,7 @@ def fits(headers: Mapping[str, Any]) -> bool:
     """Whether a message can be sent with these headers."""
     try:
         return len(encode.field_table(dict(headers))) <= HEADERS_LIMIT
-    except (TypeError, ValueError, struct.error):
+    except (TypeError, ValueError):
         return False
 
 

@@ -152,7 +152,7 @@ class Consumer:
 
         Whoever asks at the same time shares one question, and a lease counts from that question.
         """
-        asked_at = await self._sign() if any([self._find(handle) for handle in handles]) else 0.0
+        asked_at = await self._sign() if any(map(self._find, handles)) else 0.0
         lost: list[str] = []
         for handle in handles:
             held = self._find(handle)
@@ -196,12 +196,13 @@ class Consumer:
     async def unsubscribe(self) -> None:
         """Have the broker deliver no more until `subscribe`. Raises `BrokerError`."""
         async with self._subscribing:
-            if self._subscription is None or self.ended is not None:
+            if self._tag is None or self.ended is not None:
                 return
-            # One under way, whose caller was cancelled, would consume behind our back.
-            await self._subscribed(self._subscription)
+            if self._subscription is not None:
+                # Of one that is under way the broker hears later than of what is said now.
+                await self._subscribed(self._subscription)
             tag, self._tag, self._subscription = self._tag, None, None
-            await self._ask(self._channel.basic_cancel(tag or ""))
+            await self._ask(self._channel.basic_cancel(tag))
 
     def untaken(self) -> Sequence[DeliveredMessage]:
         """What was handed to nobody. It is the caller's now, to be given back."""

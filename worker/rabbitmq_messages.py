@@ -25,12 +25,16 @@ ID = "x-transload-id"
 """The message's id, the same in every copy."""
 
 _OURS = frozenset({ID, RECEIVES, SENT})
+_NOT_THEIRS = _OURS | ROUTING_HEADERS
 _OUR_ID = re.compile("[0-9a-f]{32}")
 _BROKERS = ("x-death", "x-delivery-count", "x-acquired-count", "x-first-death-", "x-last-death-")
 _DEEPEST = 16
 """Levels of nesting in a header that copies keep; pamqp can encode less than it can decode."""
 _WORN = 10
 """Returns of one copy, after which another takes its place. RabbitMQ 4 removes what came back 20 times, unless told otherwise."""
+
+_MOST = 253_402_300_799_999
+"""The last millisecond of the year 9999, and more than anybody counts to. Whoever publishes may forge any number."""
 
 
 def message_of(delivery: DeliveredMessage, handle: str) -> Message:
@@ -41,7 +45,7 @@ def message_of(delivery: DeliveredMessage, handle: str) -> Message:
         handle=handle,
         receive_count=receives_of(delivery),
         attributes=_attributes(_headers(delivery)),
-        sent_at=_sent_at(delivery),
+        sent_at=None if (sent := _sent_ms(delivery)) is None else sent / 1000,
     )
 
 
@@ -79,8 +83,8 @@ def kept_headers(delivery: DeliveredMessage) -> dict[str, Any]:
 
 def own_headers(delivery: DeliveredMessage) -> dict[str, Any]:
     """The headers of ours that every copy of the message has."""
-    sent = _sent_at(delivery)
-    return {ID: id_of(delivery)} | ({} if sent is None else {SENT: round(sent * 1000)})
+    sent = _sent_ms(delivery)
+    return {ID: id_of(delivery)} | ({} if sent is None else {SENT: sent})
 
 
 def whole(delivery: DeliveredMessage) -> bool:
@@ -98,15 +102,15 @@ def _theirs(headers: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in headers.items()
-        if not name.startswith(_BROKERS) and name not in _OURS | ROUTING_HEADERS and value is not UNREADABLE
+        if not name.startswith(_BROKERS) and name not in _NOT_THEIRS and value is not UNREADABLE
     }
 
 
-def _sent_at(delivery: DeliveredMessage) -> float | None:
+def _sent_ms(delivery: DeliveredMessage) -> int | None:
     if ours := _number(_headers(delivery).get(SENT)):
-        return ours / 1000
+        return ours
     timestamp = delivery.header.properties.timestamp
-    return timestamp.timestamp() if isinstance(timestamp, datetime) else None
+    return round(timestamp.timestamp() * 1000) if isinstance(timestamp, datetime) else None
 
 
 def _returns(delivery: DeliveredMessage) -> int:
@@ -147,7 +151,7 @@ def _sendable(value: Any, levels: int = _DEEPEST) -> Any:
 
 
 def _number(value: Any) -> int:
-    return max(0, value) if isinstance(value, int) else 0
+    return min(max(0, value), _MOST) if isinstance(value, int) else 0
 
 
 def refusal(attributes: Mapping[str, str]) -> str | None:

@@ -170,9 +170,20 @@ async def test_case_33_a_consumer_resumes_after_the_broker_lost_patience(frail: 
     (slow,) = await take(queue)
     await until(lambda: lost(queue, slow))
     assert await queue.settle(slow, Ack()) is False
-    (again,) = await resumed(queue)
-    assert (again.id, again.receive_count) == (slow.id, 2)
-    assert await queue.settle(again, Ack()) is True
+    receives = [1]
+
+    async def settled() -> bool:
+        # On a slow machine the broker loses its patience again before this is through.
+        with suppress(QueueUnavailable):
+            for again in await queue.receive(1, wait=1):
+                assert again.id == slow.id
+                receives.append(again.receive_count)
+                await queue.settle(again, Ack())
+            return len(receives) > 1 and await empty(queue)
+        return False
+
+    await until(settled)
+    assert receives == sorted(set(receives))
     await queue.aclose()
 
 
@@ -412,8 +423,12 @@ async def test_a_connection_without_its_consumer_is_noticed_and_repaired(queues:
     assert consumer._tag is not None
     await consumer._channel.basic_cancel(consumer._tag)
     assert await queues.consumers() == 0
+    # Once may be a queue that has no leader just now.
+    assert await queue.receive(1, wait=0.1) == []
+    assert consumer.ended is None
     for _ in range(2):
         assert await queue.receive(1, wait=0.1) == []
+    assert consumer.ended is not None
     assert await queues.consumers() == 1
     await queue.send(outgoing(b"anybody there?"))
     (message,) = await take(queue)
@@ -478,6 +493,59 @@ async def test_case_64_a_silent_connection_renews_no_lease_and_is_replaced(
     (again,) = await resumed(queue)
     assert (again.id, again.receive_count) == (message.id, 2)
     assert await queue.settle(message, Ack()) is False
+    await queue.aclose()
+
+
+async def test_case_21_leases_on_a_slow_line_are_renewed_together(
+    queues: Queues, rabbitmq: RabbitBroker, proxy: Proxy
+) -> None:
+    url = SecretStr(rabbitmq.through(proxy.port))
+    queue = await connected(queues, url=url, lease=2, prefetch=200, timeout=5)
+    await queue.send(outgoing(*(b"x" for _ in range(100))))
+    held = await take(queue, 100)
+    # One answer for each of them would take eight seconds.
+    proxy.slow("replies", latency=0.08)
+    outcomes = await asyncio.gather(*(queue.extend([message]) for message in held))
+    proxy.heal()
+    assert outcomes == [[]] * 100
+    assert (await queue.depth()).in_flight == 100
+    await queue.aclose()
+
+
+async def test_a_subscription_nobody_waits_for_any_more_does_not_outlive_its_end(
+    queues: Queues, rabbitmq: RabbitBroker, proxy: Proxy
+) -> None:
+    queue = await connected(queues, url=SecretStr(rabbitmq.through(proxy.port)), lease=20)
+    assert await queue.receive(1, wait=0) == []
+    consumer = queue._consumer
+    assert consumer is not None
+    await consumer.unsubscribe()
+    proxy.slow("replies", latency=0.2)
+    subscribing = asyncio.create_task(consumer.subscribe())
+    while consumer._tag is None:  # noqa: ASYNC110 - a turn of the loop or two
+        await asyncio.sleep(0)
+    # It says how much it wants, and after an answer that it wants it.
+    subscribing.cancel()
+    await asyncio.wait([subscribing])
+    await consumer.unsubscribe()
+    proxy.heal()
+    # What was still to be said is said now.
+    await consumer._channel.basic_qos(prefetch_count=1)
+    assert await queues.consumers() == 0
+    await queue.send(outgoing(b"x"))
+    (message,) = await take(queue)
+    assert message.body == b"x"
+    await queue.aclose()
+
+
+async def test_publishing_has_an_end_whatever_it_waits_for(frail: Queues) -> None:
+    queue = await connected(frail, timeout=0.5)
+    # As behind many that are too large, each of which has the broker close a channel.
+    async with asyncio.timeout(PATIENCE), queue._outlet._one_apart:
+        with pytest.raises(QueueUnavailable, match="not published within"):
+            await queue.send([OutgoingMessage(b"x" * 60_000)])
+    with pytest.raises(QueueError, match="larger than"):
+        await queue.send([OutgoingMessage(b"x" * 60_000)])
     await queue.aclose()
 
 

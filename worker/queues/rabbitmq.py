@@ -20,12 +20,14 @@ from contextlib import suppress
 from itertools import count
 from typing import Any, ClassVar, Self, cast
 
-from aiormq.abc import DeliveredMessage
+import structlog
+from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 from pydantic import Field
 
 from backends.failpoints import failpoint
 from worker.queues.base import (
+    REDRIVES_ATTRIBUTE,
     Dead,
     Depth,
     Disposition,
@@ -49,11 +51,22 @@ from worker.rabbitmq import (
     Trouble,
     counts,
     declare,
+    fits,
     hang_up,
-    objection,
 )
 from worker.rabbitmq_consumer import Consumer
-from worker.rabbitmq_messages import RECEIVES, SENT, id_of, kept_headers, message_of, receives_of, refusal
+from worker.rabbitmq_messages import (
+    ID,
+    RECEIVES,
+    SENT,
+    kept_headers,
+    message_of,
+    own_headers,
+    receives_of,
+    refusal,
+    whole,
+    worn,
+)
 from worker.rabbitmq_topology import Topology
 
 PREFETCH = 64
@@ -120,6 +133,7 @@ class RabbitQueue:
         self._opening = asyncio.Lock()
         self._parting = 0
         self._tidying: asyncio.Task[None] | None = None
+        self._chores: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @classmethod
@@ -168,6 +182,10 @@ class RabbitQueue:
         self._ensure_open()
         try:
             consumer = await self._consuming()
+            if aged := consumer.aged():
+                task = asyncio.create_task(self._return_all(consumer, aged))
+                self._chores.add(task)
+                task.add_done_callback(self._chores.discard)
             held = await consumer.take(max(1, limit), min(max(wait, 0.0), self.lease))
             if not held and wait > 0:
                 await consumer.look()
@@ -206,7 +224,7 @@ class RabbitQueue:
                 if self._dead is None:
                     # A look at a dead letter is no try at it, and must not bring it straight back.
                     await consumer.unsubscribe()
-                if disposition.delay <= 0 or self._dead is None:
+                if self._dead is None or (disposition.delay <= 0 and not worn(held.delivery)):
                     await consumer.reject(held, counted=self._dead is not None)
                     return True
                 await self._postpone(message, disposition.delay, held.delivery)
@@ -265,9 +283,11 @@ class RabbitQueue:
         if self._closed:
             return
         self._closed = True
-        if self._tidying is not None:
-            self._tidying.cancel()
-            await asyncio.wait({self._tidying})
+        asides = self._chores | ({self._tidying} if self._tidying is not None else set())
+        for task in asides:
+            task.cancel()
+        if asides:
+            await asyncio.wait(asides)
         if self._consumer is not None and self._consumer.ended is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS):
@@ -296,6 +316,34 @@ class RabbitQueue:
             raise QueueMissing(
                 f"{self._options.place} has no queue {', '.join(missing)}; "
                 "make it as docs/adr/0009-rabbitmq.md says, or set queue.declare"
+            )
+        if self._dead is not None:
+            await self._compare()
+
+    async def _compare(self) -> None:
+        """Say what is made otherwise than here. A queue that is there is not changed by being declared."""
+        differences: list[str] = []
+        channel: AbstractChannel | None = None
+        for name, arguments in self._topology.arguments().items():
+            channel = channel or await self._link.channel()
+            try:
+                await declare(channel, name, arguments, self._link.timeout)
+            except BrokerError as exc:
+                # The broker closes the channel with this answer.
+                channel = None
+                if exc.trouble is Trouble.DENIED:
+                    break
+                if exc.trouble is not Trouble.REFUSED:
+                    raise
+                differences.append(str(exc))
+        if channel is not None:
+            await hang_up(channel, self._link.timeout)
+        if differences:
+            structlog.get_logger("rabbitmq").warning(
+                "a queue is made otherwise than worker/rabbitmq_topology.py describes it: unless a policy makes up for that, the "
+                "broker may drop messages or bury them without a reason",
+                queue=self._name,
+                differences=differences,
             )
 
     async def _consuming(self) -> Consumer:
@@ -330,7 +378,9 @@ class RabbitQueue:
     async def _give_back(self, consumer: Consumer) -> None:
         with suppress(BrokerError):
             await consumer.unsubscribe()
-        unclaimed = consumer.untaken()
+        await self._return_all(consumer, consumer.untaken())
+
+    async def _return_all(self, consumer: Consumer, unclaimed: Sequence[DeliveredMessage]) -> None:
         self._parting += len(unclaimed)
         try:
             await asyncio.gather(*(self._return(consumer, delivery) for delivery in unclaimed))
@@ -340,32 +390,29 @@ class RabbitQueue:
     async def _return(self, consumer: Consumer, delivery: DeliveredMessage) -> None:
         """Give it back uncounted. Brokers before RabbitMQ 4.3 count every return, so there a copy takes its place."""
         copied = False
-        # The order of dead letters is worth more than their count.
-        if self._dead is not None:
-            headers = kept_headers(delivery) | {RECEIVES: receives_of(delivery) - 1}
+        # The order of dead letters is worth more than their count, and so is all that a message brought along.
+        if self._dead is not None and whole(delivery):
+            ours = {RECEIVES: receives_of(delivery) - 1}
             with suppress(BrokerError):
-                await self._publish_copy(delivery, headers, to=self._name)
+                await self._publish_copy(delivery, kept_headers(delivery), ours, to=self._name)
                 copied = True
         with suppress(BrokerError):
             await consumer.give_back(delivery, copied=copied)
 
     async def _postpone(self, message: Message, delay: float, delivery: DeliveredMessage) -> None:
         to, expiration = self._topology.after(delay)
-        headers = kept_headers(delivery) | {RECEIVES: message.receive_count}
+        ours = {RECEIVES: message.receive_count}
         failpoint("rabbitmq.retry.before")
-        await self._publish_copy(delivery, headers, to=to, expiration=expiration)
+        await self._publish_copy(delivery, kept_headers(delivery), ours, to=to, expiration=expiration)
         failpoint("rabbitmq.retry.after")
 
     async def _bury(self, message: Message, dead: Dead, delivery: DeliveredMessage) -> None:
         added = {name: value[:_LONGEST] for name, value in obituary(message, dead, self._name).items()}
-        attributes = {**message.attributes, **added}
-        if objection("", attributes):
-            # What the message says of itself gives way to what became of it.
-            attributes = added
-        sent = {SENT: round(message.sent_at * 1000)} if message.sent_at is not None else {}
+        if redrives := message.attributes.get(REDRIVES_ATTRIBUTE):
+            added[REDRIVES_ATTRIBUTE] = redrives[:_LONGEST]
         failpoint("rabbitmq.bury.before")
         try:
-            await self._publish_copy(delivery, attributes | sent, to=self._dead or "")
+            await self._publish_copy(delivery, message.attributes, added, to=self._dead or "")
         except (BrokerError, OSError) as exc:
             raise QueueUnavailable(
                 f"queue {self._name!r}: no dead letter could be written to {self._dead!r}: {exc}"
@@ -374,10 +421,11 @@ class RabbitQueue:
 
     async def _send(self, message: OutgoingMessage) -> None:
         to, expiration = self._topology.after(message.delay)
+        id_ = uuid.uuid4().hex
         properties = Basic.Properties(
-            headers=dict(message.attributes) | {SENT: time.time_ns() // 1_000_000},
+            headers={**message.attributes, ID: id_, SENT: time.time_ns() // 1_000_000},
             delivery_mode=PERSISTENT,
-            message_id=uuid.uuid4().hex,
+            message_id=id_,
             expiration=expiration,
         )
         await self._outlet.publish(message.body, properties, to=to)
@@ -385,22 +433,26 @@ class RabbitQueue:
     async def _publish_copy(
         self,
         delivery: DeliveredMessage,
-        headers: Mapping[str, Any],
+        theirs: Mapping[str, Any],
+        ours: Mapping[str, Any],
         *,
         to: str,
         expiration: str | None = None,
     ) -> None:
+        """`theirs`: headers that give way where there is no room for all; `ours`: more of ours."""
+        needed = {**own_headers(delivery), **ours}
+        headers = {**theirs, **needed}
         original = delivery.header.properties
         properties = Basic.Properties(
             content_type=original.content_type,
             content_encoding=original.content_encoding,
-            headers=dict(headers),
+            headers=headers if fits(headers) else needed,
             delivery_mode=PERSISTENT,
             priority=original.priority,
             correlation_id=original.correlation_id,
             reply_to=original.reply_to,
             expiration=expiration,
-            message_id=id_of(delivery),
+            message_id=original.message_id or needed[ID],
             timestamp=original.timestamp,
             message_type=original.message_type,
             app_id=original.app_id,
