@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from typing import Any, NoReturn
 
 import asyncpg  # type: ignore[import-untyped] # it ships no type information
+import psutil
 import pytest
 from sqlalchemy import Connection, make_url, text
 
@@ -139,6 +140,13 @@ async def redelivered(ledger: SqlLedger) -> None:
             return
 
 
+def every(processes: Sequence[psutil.Process], act: Callable[[psutil.Process], None]) -> None:
+    """The server's helpers come and go."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            act(process)
+
+
 def name_of(url: str) -> str:
     return str(make_url(url).database)
 
@@ -196,8 +204,7 @@ async def test_case_41_a_ledger_that_is_closed_while_the_server_hangs_ends_soon(
         ledger = SqlLedger(opened)
         await ledger.record(entry("a"))
         processes = own.processes()
-        for process in processes:
-            process.suspend()
+        every(processes, psutil.Process.suspend)
         try:
             recording = [asyncio.create_task(ledger.record(entry("b", number))) for number in range(3)]
             await asyncio.sleep(0.1)
@@ -206,8 +213,7 @@ async def test_case_41_a_ledger_that_is_closed_while_the_server_hangs_ends_soon(
                 await ledger.aclose()
                 outcomes = await asyncio.gather(*recording, return_exceptions=True)
         finally:
-            for process in processes:
-                process.resume()
+            every(processes, psutil.Process.resume)
         assert all(isinstance(outcome, (LedgerUnavailable, asyncio.CancelledError)) for outcome in outcomes)
 
 
@@ -220,14 +226,12 @@ async def test_case_41_a_server_that_hangs_is_left_after_the_deadline(
         if connected:
             await ledger.record(entry("a"))
         processes = own.processes()
-        for process in processes:
-            process.suspend()
+        every(processes, psutil.Process.suspend)
         try:
             with pytest.raises(LedgerUnavailable, match=r"did not answer (within 1 seconds|in time)"):
                 await ledger.record(entry("b", count=1))
         finally:
-            for process in processes:
-                process.resume()
+            every(processes, psutil.Process.resume)
         await redelivered(ledger)
         await consistent(ledger, "b")
         assert await ledger.pending() == 1
@@ -339,7 +343,7 @@ async def test_case_41_a_half_open_connection_is_left_after_the_deadline(url: st
 
 
 async def test_case_41_what_takes_too_long_is_ended_by_the_server(url: str) -> None:
-    async with opening(url, deadline=SHORT) as opened:
+    async with opening(url, deadline=3) as opened:
         pid = await opened.write(answer("SELECT pg_backend_pid()"))
         with pytest.raises(LedgerUnavailable, match="statement timeout"):
             await opened.write(sql("SELECT pg_sleep(60)"))
@@ -638,7 +642,7 @@ async def test_case_56_a_pooler_nobody_spoke_of_is_told(url: str, pgbouncer: PgB
 
 
 async def test_case_56_limits_hold_behind_a_pooler(url: str, pgbouncer: PgBouncer) -> None:
-    async with opening(pgbouncer.through(url), pooler=True, deadline=SHORT) as opened:
+    async with opening(pgbouncer.through(url), pooler=True, deadline=3) as opened:
         with pytest.raises(LedgerUnavailable, match="statement timeout"):
             await opened.write(sql("SELECT pg_sleep(60)"))
 

@@ -192,9 +192,11 @@ class Row:
     body: bytes
     replays: int
     due: bool
+    generation: int
 
 
 def outbox_rows(conn: Connection) -> list[Row]:
     columns = (outbox.c.event_id, outbox.c.bid, outbox.c.state, outbox.c.body, outbox.c.replays)
-    statement = select(*columns, (outbox.c.state == "pending") & (outbox.c.due_at <= now_ms()))
+    due = (outbox.c.state == "pending") & (outbox.c.due_at <= now_ms())
+    statement = select(*columns, due, outbox.c.generation)
     return [Row(*row) for row in conn.execute(statement)]

@@ -1,12 +1,11 @@
 """Case 16: a worker is killed at its N-th write, fsync, link, … for one N after the other, until it comes through.
 
-Embedded queue, SQLite, files, one small bundle. tests/faults/crash.py goes through all of it, tests/faults/test_crash_points.py
+Embedded queue, SQLite, files, one small bundle. tests/faults/crash/ goes through all of it, tests/faults/test_crash_points.py
 through a handful.
 """
 
 import signal
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,14 +80,3 @@ async def strike(stroke: Stroke, number: int, folder: Path, seed: int) -> Struck
         assert status in {0, -signal.SIGKILL}, struck.tail()
         report = await check(place, load, [struck.log, following.log])
         return Struck(stroke, number, status != 0, announced_after(following, died), report)
-
-
-async def until_clean(stroke: Stroke, folder: Path, seed: int) -> AsyncIterator[Struck]:
-    """One after the other, the last of which came through."""
-    number = 1
-    while True:
-        struck = await strike(stroke, number, folder / f"{stroke.name}-{number}", seed)
-        yield struck
-        if not struck.killed:
-            return
-        number += stroke.step

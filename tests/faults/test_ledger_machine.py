@@ -239,6 +239,11 @@ class LedgerMachine(LedgerWorld):
         done, _ = await self._survive(lambda: _done(self.process.relay._announce(rows)), death)
         ours = [row.bid for row in rows if self.model.owned(row.bid, owner)]
         await self._outcomes(ours, faults, certain=done is not None)
+        now = {row.bid: row.generation for row in await self.database.read(outbox_rows)}
+        for row in rows:
+            if row.bid in ours and now[row.bid] != row.generation:
+                # It was postponed, and the claim has ended with that; one that died may not have come so far.
+                self.model.bundles[row.bid].owner = NOBODY
 
     async def _outcomes(self, bids: Sequence[str], faults: Faults, *, certain: bool) -> None:
         """What a relay made of rows that are its own. One that died may have stopped before any of it."""
@@ -272,6 +277,9 @@ class LedgerMachine(LedgerWorld):
             bundle.publish()
         elif change == "park":
             bundle.outbox = "parked"
+        elif change == "postpone":
+            # The claim ends with it.
+            bundle.owner = NOBODY
         bundle.due = False
 
     async def _retry_parked(self, bids: Sequence[str] | None, death: int | None) -> None:

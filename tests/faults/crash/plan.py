@@ -1,4 +1,4 @@
-"""Which processes the crash matrix kills: visits, planned from what watched runs passed. Called by tests/faults/crash.py."""
+"""Which processes the crash matrix kills: visits, planned from what watched runs passed. Called by tests/faults/crash/__main__.py."""
 
 import random
 from collections import defaultdict
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from tests.faults.crash_table import Outcome
+from tests.faults.crash.table import Outcome
 from tests.faults.scenarios import Scenario
 from tests.faults.worlds import Combination
 from tests.support.failpoints import known
@@ -47,8 +47,8 @@ class Visit:
     failpoint: str
     passage: int
     action: str = "kill"
-    others: tuple[Scenario, ...] = ()
-    """Scenarios that passed it too: heartbeats and retries come by only when something takes long enough."""
+    others: tuple[tuple[Combination, Scenario], ...] = ()
+    """Where it was passed too: heartbeats and renewals come by only when something takes long enough."""
 
     @property
     def armed(self) -> str:
@@ -58,7 +58,10 @@ class Visit:
         """Where to look for it after a miss."""
         if self.passage > 1:
             return replace(self, passage=self.passage // 2)
-        return replace(self, scenario=self.others[0], others=self.others[1:]) if self.others else None
+        if not self.others:
+            return None
+        combination, scenario = self.others[0]
+        return replace(self, combination=combination, scenario=scenario, others=self.others[1:])
 
     def __str__(self) -> str:
         return f"{self.combination}: {self.scenario.name}: {self.armed}"
@@ -103,7 +106,7 @@ def _all(found: Passed, draw: random.Random) -> Iterator[Visit]:
 
 def _visit(combination: Combination, name: str, where: Sequence[tuple[Scenario, int]]) -> Visit:
     scenario, *others = (scenario for scenario, _ in where)
-    return Visit(combination, scenario, name, 1, others=tuple(others))
+    return Visit(combination, scenario, name, 1, others=tuple((combination, other) for other in others))
 
 
 def _sample(found: Passed, draw: random.Random) -> list[Visit]:
@@ -112,7 +115,11 @@ def _sample(found: Passed, draw: random.Random) -> list[Visit]:
     for combination, names in found.items():
         for name in names:
             where[name].append(combination)
-    visits = [_drawn(found, draw.choice(places), name, draw) for name, places in sorted(where.items())]
+    visits = []
+    for name, places in sorted(where.items()):
+        visit = _drawn(found, draw.choice(places), name, draw)
+        elsewhere = ((each, scenario) for each in places for scenario, _ in found[each][name])
+        visits.append(replace(visit, others=(*visit.others, *elsewhere)))
     for combination, names in found.items():
         had = [visit.failpoint for visit in visits if visit.combination == combination]
         others = sorted(names.keys() - had)

@@ -21,6 +21,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Coroutine, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -28,9 +29,11 @@ from typing import Any
 
 from botocore.loaders import JSONFileLoader
 
-from tests.faults import crash_table, power_cut, strokes
-from tests.faults.crash_plan import ELSEWHERE, Passed, Visit, covering, planned, unvisited
-from tests.faults.crash_table import Outcome
+from tests.faults import power_cut, strokes
+from tests.faults.crash import table
+from tests.faults.crash.plan import ELSEWHERE, Passed, Visit, covering, planned, unvisited
+from tests.faults.crash.table import Outcome
+from tests.faults.crash.warm import WarmWorkers
 from tests.faults.scenarios import SCENARIOS, Scenario, Stage
 from tests.faults.worlds import (
     BACKENDS,
@@ -47,12 +50,11 @@ from tests.faults.worlds import (
 )
 from tests.support.services import NotAvailable
 from tests.support.strace import Strace
-from tests.support.workers import workers
 from worker import logs
 
-ROOT = Path(__file__).resolve().parents[2] / ".bench" / "crash"
-AT_ONCE = 3
-"""Kills side by side. Two processors are kept busy by three, because each waits a second for a lease."""
+ROOT = Path(__file__).resolve().parents[3] / ".bench" / "crash"
+AT_ONCE = 4
+"""Kills side by side. Two processors are kept busy by four: most of the time each waits for a lease."""
 
 
 @dataclass(slots=True)
@@ -108,50 +110,43 @@ class Matrix:
     async def strike(self, stroke: strokes.Stroke) -> list[Outcome]:
         """Case 16: one system call after the other, until the worker comes through."""
         outcomes = []
-        folder = self._folder()
-        async with self.gate:
-            async for struck in strokes.until_clean(stroke, folder, self.seed):
-                outcome = Outcome(
-                    f"{Combination()}, system calls",
-                    "strace",
-                    f"{stroke.name}: {', '.join(stroke.calls)}",
-                    struck.number,
-                    self.seed,
-                    folder / f"{stroke.name}-{struck.number}",
-                    reached=struck.killed,
-                    recovery=struck.recovery,
-                )
-                outcome.found(struck.report)
-                outcomes.append(outcome)
-                print(f"{'FAILED' if outcome.problems else 'ok':>12}  {outcome.where}", flush=True)
-        if not any(outcome.problems for outcome in outcomes):
-            shutil.rmtree(folder)
-        return outcomes
+        what, folder = f"{Combination()}, system calls", self._folder()
+        calls = f"{stroke.name}: {', '.join(stroke.calls)}"
+        for number in itertools.count(1, stroke.step):
+            outcome = Outcome(what, "strace", calls, number, self.seed, folder / str(number))
+            async with self.gate:
+                try:
+                    struck = await strokes.strike(stroke, number, outcome.folder, self.seed)
+                except Exception as exc:  # noqa: BLE001 - as below
+                    outcome.problems.append(f"{type(exc).__name__}: {exc}")
+                else:
+                    outcome.reached, outcome.recovery = struck.killed, struck.recovery
+                    outcome.found(struck.report)
+            outcomes.append(self._told(outcome))
+            if not outcome.reached:
+                return outcomes
+        raise AssertionError("there is always a last call")
 
     async def cut_power(self) -> list[Outcome]:
         """Case 17: a worker on what a power cut leaves, for every sync during which the power may go off."""
         outcomes = []
-        folder = self._folder()
+        what, folder = f"{Combination()}, power cuts", self._folder()
         async with self.gate, open_place(Combination(), Services(), folder) as place:
             load = await publish_small(place, self.seed)
             for number, cut in enumerate(await power_cut.recorded(place, folder), start=1):
                 outcome = Outcome(
-                    f"{Combination()}, power cuts",
-                    "power cut",
-                    "every sync",
-                    number,
-                    self.seed,
-                    folder,
-                    reached=True,
+                    what, "power cut", "during every sync", number, self.seed, folder, reached=True
                 )
-                outcome.found(await power_cut.survived(place, load, cut))
-                outcomes.append(outcome)
-                print(
-                    f"{'FAILED' if outcome.problems else 'ok':>12}  {outcome.where}: {cut.during}", flush=True
-                )
-        if not any(outcome.problems for outcome in outcomes):
-            shutil.rmtree(folder)
+                try:
+                    outcome.found(await power_cut.survived(place, load, cut))
+                except Exception as exc:  # noqa: BLE001 - as below
+                    outcome.problems.append(f"{cut.during}: {type(exc).__name__}: {exc}")
+                outcomes.append(self._told(outcome))
         return outcomes
+
+    def _told(self, outcome: Outcome) -> Outcome:
+        print(f"{'FAILED' if outcome.problems else 'ok':>21}  {outcome.where}", flush=True)
+        return outcome
 
     async def _carried_out(self, visit: Visit, failpoints: str, folder: Path) -> Outcome:
         seed = random.Random(f"{self.seed} {visit}").getrandbits(40)
@@ -182,7 +177,7 @@ class Matrix:
         ) as place:
             place.transload.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / "pycache")
             place.transload.environ["PYTHONDONTWRITEBYTECODE"] = ""
-            with workers(place.transload, outcome.folder / "logs") as pool:
+            with closing(WarmWorkers(place.transload, outcome.folder / "logs")) as pool:
                 stage = Stage(place, pool, seed)
                 await scenario.prepare(stage)
                 dead = await scenario.armed(stage, failpoints)
@@ -190,7 +185,9 @@ class Matrix:
                 outcome.reached = visit.action != "kill" or dead.wait() == -signal.SIGKILL
                 if not outcome.reached:
                     return
-                outcome.recovery = announced_after(await scenario.recovered(stage), died)
+                recovery = announced_after(await scenario.recovered(stage), died)
+                # What an error does not kill goes on announcing by itself.
+                outcome.recovery = recovery if visit.action == "kill" else None
                 report = await check(place, stage.load, [worker.log for worker in pool.started])
         outcome.found(report)
         if scenario.announces_again:
@@ -249,7 +246,7 @@ async def run(options: argparse.Namespace, services: Services, wanted: Sequence[
         if options.only == "*" and wanted == combinations(QUEUES, LEDGERS, BACKENDS)
         else []
     )
-    print(*crash_table.terminal(outcomes), sep="\n")
+    print(*table.terminal(outcomes), sep="\n")
     for outcome in [*failed, *outcomes]:
         for problem in outcome.problems:
             print(f"{outcome.where}: {problem}\n  logs: {outcome.folder}")
@@ -264,8 +261,11 @@ async def run(options: argparse.Namespace, services: Services, wanted: Sequence[
     ]
     print(*facts, sep="\n")
     if options.write:
-        options.write.write_text(crash_table.page(outcomes, facts, ELSEWHERE), encoding="utf-8")
-    return 1 if holes or failed or any(outcome.problems or outcome.lost for outcome in outcomes) else 0
+        options.write.write_text(table.page(outcomes, facts, ELSEWHERE), encoding="utf-8")
+    if holes or failed or any(outcome.problems or outcome.lost for outcome in outcomes):
+        return 1
+    shutil.rmtree(ROOT / str(options.seed), ignore_errors=True)
+    return 0
 
 
 def main() -> int:
