@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml requirements.lock
 demo: $(STAMP) ## stage real files, run the worker until idle, show and verify what came out (FROM=DIR for your own)
 	@$(BIN)/transload --home .demo demo --from "$(or $(FROM),.)"
 
-test: $(STAMP) ## every test against real services, which it starts itself; ends with the table of what ran
+test: $(STAMP) ## every test against real services, which it starts itself; ends with the table of what ran (ARGS='-m slow': the long ones)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, import contracts

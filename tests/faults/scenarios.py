@@ -100,6 +100,8 @@ class Scenario:
 
     async def recovered(self, stage: Stage) -> Worker:
         """What carries on, ended well."""
+        if self.arguments[0] == "dlq":
+            await _dead_letters_back(stage.place)
         if self.repeated:
             again = stage.pool.start(*self._arguments(stage))
             if self.until is not None:
@@ -118,6 +120,19 @@ class Scenario:
         if stage.load.published:
             names["BID"] = stage.load.published[0].bid
         return [names.get(argument, argument) for argument in self.arguments]
+
+
+async def _dead_letters_back(place: Place) -> None:
+    """Return when no lease of a dead command hides a dead letter any more: whoever repeats it sooner finds nothing."""
+    async with bootstrap.open_queue(place.settings) as queue:
+        dead_letters = await queue.open_dead_letters()
+        try:
+            deadline = time.monotonic() + 60
+            while (await dead_letters.depth()).in_flight:
+                assert time.monotonic() < deadline, "a dead command still hides dead letters"
+                await asyncio.sleep(0.05)
+        finally:
+            await dead_letters.aclose()
 
 
 async def _terminated(worker: Worker, words: str, times: int) -> None:
