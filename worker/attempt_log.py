@@ -131,6 +131,9 @@ class AttemptLog:
 
     def _owe(self, message: Message, number: int | None, error: LedgerError) -> None:
         self._log.warning("the end of a try is not noted yet", message=message.id, error=str(error))
+        if isinstance(error, LedgerRefused):
+            # It answered: this note it will never take, and others are no concern of it.
+            return
         if number is not None:
             self._owed.add((message.id, number))
         self._on_silence(str(error))

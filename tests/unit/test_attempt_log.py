@@ -11,7 +11,7 @@ from worker.attempt_log import AttemptLog
 from worker.attempts import CRASHED, Attempt
 from worker.delivery import Delivery, LeaseKeeper, LeaseLost
 from worker.disposition import CrashedTooOften
-from worker.ledger.base import LedgerUnavailable
+from worker.ledger.base import LedgerRefused, LedgerUnavailable
 from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
 from worker.metrics import Metrics
@@ -25,6 +25,7 @@ class Ledger(SqlLedger):
     """`down`: nobody can be told how a try ended. `gate` holds back what a beginning returns."""
 
     down = False
+    refuses = False
     gate: asyncio.Event | None = None
 
     async def begin(self, queue: str, message_id: str) -> int:
@@ -34,6 +35,8 @@ class Ledger(SqlLedger):
         return number
 
     async def failed(self, queue: str, message_id: str, number: int | None, attempt: Attempt) -> None:
+        if self.refuses:
+            raise LedgerRefused("no such text")
         if self.down:
             raise LedgerUnavailable("down")
         await super().failed(queue, message_id, number, attempt)
@@ -193,3 +196,10 @@ async def test_case_41_an_outage_of_the_ledger_is_no_crash(world: World, end: Ba
     await world.log.pay_owed()
     assert await world.errors() == []
     await world.log.pay_owed()
+
+
+async def test_a_note_that_is_refused_pauses_nobody(world: World) -> None:
+    world.ledger.refuses = True
+    with pytest.raises(ValueError, match="why"):
+        await attempt(world, await world.received(2), ValueError("why"))
+    assert world.silences == []
