@@ -1,6 +1,6 @@
 """The port of every place bytes rest: staging is read through it, targets are written through it.
 
-The contract all adapters keep, proven by tests/conformance/test_backends.py:
+The contract all adapters keep, proven by the suite in `backends.testing`:
 
 - Keys are relative, `/`-separated, non-empty UTF-8 without `.`/`..`/empty segments, NUL or a leading `/`
   (`check_key`); anything else is `InvalidKey`, before any I/O.
@@ -12,6 +12,7 @@ The contract all adapters keep, proven by tests/conformance/test_backends.py:
 - Memory is bounded by a few chunks, whatever the size.
 - All methods may be called concurrently. Whoever constructs a backend calls `aclose`, once.
 - Only errors of `backends.errors` come out, besides the iterator's own and `CancelledError`.
+- What `Features` says a backend cannot do raises `Unsupported`, before any I/O.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -38,6 +39,14 @@ class Features:
     """Keeps `Attributes` with the object and returns them from `stat`."""
     server_copy: bool = False
     """`copy_from` can move bytes inside the store without this process seeing them."""
+    reads: bool = True
+    """`open` and `stat` work. Without them a write cannot be compared with what lies there."""
+    lists: bool = True
+    """`list` works."""
+    deletes: bool = True
+    """`delete` works."""
+    create_only: bool = True
+    """`write` never replaces other content. False only where a store that is not ours gives no way to tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,14 @@ class Receipt:
     version: str | None = None
     created: bool = True
     """False when an identical object lay there already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What is said of an object before anybody has read it; None where nothing is."""
+
+    size: int | None = None
+    sha256: str | None = None
 
 
 class BackendOptions(BaseModel):
@@ -126,10 +143,18 @@ class StorageBackend(Protocol):
         """Remove the object. True if it was there; a store that cannot tell looks first."""
         ...
 
-    async def copy_from(self, source: "StorageBackend", source_key: str, key: str) -> Receipt:
-        """Copy inside the store, without the bytes passing through this process.
+    async def copy_from(
+        self, source: "StorageBackend", source_key: str, key: str, attributes: Attributes, promise: Promise
+    ) -> Receipt:
+        """Copy inside the store, without the bytes passing through this process; atomic and create-only as `write`.
 
-        Raises `Unsupported` unless `features.server_copy` and both sides lie in the same store.
+        `source` may be wrapped (backends/wrapper.py). The receipt's SHA-256 is the store's own of the copy, or one computed
+        here where reading is free of network. Where neither can be had, it is the promised one, provided the store shows
+        source and copy to have the same checksum. Size and digest must be the promised ones: `IntegrityError`, and nothing
+        under `key`, otherwise.
+
+        Raises `Unsupported`, before anything is written, unless `features.server_copy`, both sides lie in the same store and
+        the copy can be proven so: the caller then streams. Raises `NotFound` when the source is missing, `Conflict`.
         """
         ...
 
@@ -154,7 +179,11 @@ class BackendAdapter(StorageBackend, Protocol):
     """What the class of an adapter offers besides: how it is configured and made. Wrappers are not adapters."""
 
     Options: ClassVar[type[BackendOptions]]
-    features: ClassVar[Features]
+
+    @classmethod
+    def features_of(cls, options: BackendOptions) -> Features:
+        """The `features` of a backend with these options, told without connecting."""
+        ...
 
     @classmethod
     def location_of(cls, options: BackendOptions) -> str:

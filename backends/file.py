@@ -41,6 +41,7 @@ from backends.base import (
     BackendOptions,
     Features,
     ObjectStat,
+    Promise,
     Receipt,
     StorageBackend,
     check_key,
@@ -85,7 +86,6 @@ class FileBackend:
     """Objects as files below one directory. See the module's docstring for what differs from the port."""
 
     Options: ClassVar[type[BackendOptions]] = FileOptions
-    features: ClassVar[Features] = Features(attributes=False)
 
     def __init__(self, root: Path, threads: int) -> None:
         """`root` is absolute. Use `connect`, which creates it."""
@@ -118,6 +118,16 @@ class FileBackend:
         if not isinstance(options, FileOptions):
             raise TypeError(f"FileBackend takes FileOptions, not {type(options).__name__}")
         return _location(options.root.absolute())
+
+    @classmethod
+    def features_of(cls, options: BackendOptions) -> Features:  # noqa: ARG003 - the same for all of them
+        """The minimum."""
+        return Features(attributes=False)
+
+    @property
+    def features(self) -> Features:
+        """The same for every instance."""
+        return Features(attributes=False)
 
     @property
     def location(self) -> str:
@@ -198,7 +208,14 @@ class FileBackend:
         """As the port says; the removal is durable."""
         return await self._run(partial(self._tree.remove, self._check(key)), key)
 
-    async def copy_from(self, source: StorageBackend, source_key: str, key: str) -> Receipt:
+    async def copy_from(
+        self,
+        source: StorageBackend,
+        source_key: str,
+        key: str,
+        attributes: Attributes,  # noqa: ARG002 - refused whatever they are
+        promise: Promise,  # noqa: ARG002 - as above
+    ) -> Receipt:
         """Never: `features.server_copy` is off."""
         raise Unsupported(f"{self._location} cannot copy {source.location}{source_key} to {key!r} by itself")
 

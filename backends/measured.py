@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from backends.base import Attributes, Features, ObjectStat, Receipt, StorageBackend
+from backends.base import Attributes, ObjectStat, Promise, Receipt, StorageBackend
+from backends.wrapper import Wrapper
 
 
 @dataclass(slots=True)
@@ -18,25 +19,13 @@ class Observation:
     size: int = 0
 
 
-class MeasuredBackend:
+class MeasuredBackend(Wrapper):
     """The backend it is given, observed. Changes neither results nor errors."""
 
     def __init__(self, backend: StorageBackend, observe: Callable[[Observation], None]) -> None:
         """`observe` is called after each call, on the event loop."""
-        self._backend = backend
+        super().__init__(backend)
         self._observe = observe
-
-    @property
-    def features(self) -> Features:
-        return self._backend.features
-
-    @property
-    def location(self) -> str:
-        return self._backend.location
-
-    @property
-    def write_buffer(self) -> int:
-        return self._backend.write_buffer
 
     @asynccontextmanager
     async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -46,7 +35,7 @@ class MeasuredBackend:
         try:
             async with AsyncExitStack() as stack:
                 with _outcome(seen):
-                    chunks = await stack.enter_async_context(self._backend.open(key))
+                    chunks = await stack.enter_async_context(self.inner.open(key))
                 yield _counted(chunks, seen)
         finally:
             seen.seconds = time.monotonic() - started
@@ -54,37 +43,36 @@ class MeasuredBackend:
 
     async def write(self, key: str, chunks: AsyncIterator[bytes], attributes: Attributes) -> Receipt:
         with self._observed("write") as seen:
-            receipt = await self._backend.write(key, chunks, attributes)
+            receipt = await self.inner.write(key, chunks, attributes)
             seen.size = receipt.size
             return receipt
 
     async def stat(self, key: str) -> ObjectStat | None:
         with self._observed("stat"):
-            return await self._backend.stat(key)
+            return await self.inner.stat(key)
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectStat]:
         with self._observed("list"):
-            async for found in self._backend.list(prefix):
+            async for found in self.inner.list(prefix):
                 yield found
 
     async def delete(self, key: str) -> bool:
         with self._observed("delete"):
-            return await self._backend.delete(key)
+            return await self.inner.delete(key)
 
-    async def copy_from(self, source: StorageBackend, source_key: str, key: str) -> Receipt:
+    async def copy_from(
+        self, source: StorageBackend, source_key: str, key: str, attributes: Attributes, promise: Promise
+    ) -> Receipt:
         with self._observed("copy_from"):
-            return await self._backend.copy_from(source, source_key, key)
+            return await self.inner.copy_from(source, source_key, key, attributes, promise)
 
     async def sweep(self, older_than: float, prefix: str = "") -> int:
         with self._observed("sweep"):
-            return await self._backend.sweep(older_than, prefix)
+            return await self.inner.sweep(older_than, prefix)
 
     async def health(self) -> None:
         with self._observed("health"):
-            await self._backend.health()
-
-    async def aclose(self) -> None:
-        await self._backend.aclose()
+            await self.inner.health()
 
     @contextmanager
     def _observed(self, op: str) -> Iterator[Observation]:

@@ -18,6 +18,7 @@ from backends.base import (
     BackendOptions,
     Features,
     ObjectStat,
+    Promise,
     Receipt,
     StorageBackend,
     check_key,
@@ -43,7 +44,6 @@ class MemoryBackend:
     """Objects in a dict. The event loop's turns are its transactions: nothing awaits between a look and a change."""
 
     Options: ClassVar[type[BackendOptions]] = MemoryOptions
-    features: ClassVar[Features] = Features(attributes=True)
 
     def __init__(self, location: str) -> None:
         """Empty. `connect` makes one from options."""
@@ -63,6 +63,16 @@ class MemoryBackend:
         if not isinstance(options, MemoryOptions):
             raise TypeError(f"MemoryBackend takes MemoryOptions, not {type(options).__name__}")
         return f"memory://{options.name}/"
+
+    @classmethod
+    def features_of(cls, options: BackendOptions) -> Features:  # noqa: ARG003 - the same for all of them
+        """Attributes."""
+        return Features(attributes=True)
+
+    @property
+    def features(self) -> Features:
+        """The same for every instance."""
+        return Features(attributes=True)
 
     @property
     def location(self) -> str:
@@ -111,7 +121,14 @@ class MemoryBackend:
         """As the port says."""
         return self._objects.pop(check_key(key), None) is not None
 
-    async def copy_from(self, source: StorageBackend, source_key: str, key: str) -> Receipt:
+    async def copy_from(
+        self,
+        source: StorageBackend,
+        source_key: str,
+        key: str,
+        attributes: Attributes,  # noqa: ARG002 - refused whatever they are
+        promise: Promise,  # noqa: ARG002 - as above
+    ) -> Receipt:
         """Never: `features.server_copy` is off."""
         raise Unsupported(f"{self._location} cannot copy {source.location}{source_key} to {key!r} by itself")
 

@@ -21,6 +21,7 @@ from backends.base import (
     BackendOptions,
     Features,
     ObjectStat,
+    Promise,
     Receipt,
     StorageBackend,
     check_key,
@@ -45,7 +46,6 @@ class S3Backend:
     """`open` and `write` as the port says; a write of more than one part is a conditional multipart upload."""
 
     Options: ClassVar[type[BackendOptions]] = S3Options
-    features: ClassVar[Features] = Features(attributes=True)
 
     def __init__(self, options: S3Options, client: Any, store: S3Store, resources: AsyncExitStack) -> None:
         """Takes what `connect` opened; `resources` is closed by `aclose`."""
@@ -91,6 +91,16 @@ class S3Backend:
         if not isinstance(options, S3Options):
             raise TypeError(f"S3Backend takes S3Options, not {type(options).__name__}")
         return f"s3://{options.bucket}/"
+
+    @classmethod
+    def features_of(cls, options: BackendOptions) -> Features:  # noqa: ARG003 - the same for all of them
+        """Attributes."""
+        return Features(attributes=True)
+
+    @property
+    def features(self) -> Features:
+        """The same for every instance."""
+        return Features(attributes=True)
 
     @property
     def location(self) -> str:
@@ -238,7 +248,14 @@ class S3Backend:
             failpoint("s3.delete.after")
         return True
 
-    async def copy_from(self, source: StorageBackend, source_key: str, key: str) -> Receipt:
+    async def copy_from(
+        self,
+        source: StorageBackend,
+        source_key: str,
+        key: str,
+        attributes: Attributes,  # noqa: ARG002 - refused whatever they are
+        promise: Promise,  # noqa: ARG002 - as above
+    ) -> Receipt:
         """Not offered: see `features`."""
         raise Unsupported(
             f"{self.location}{key} cannot be copied from {source.location}{source_key} inside the store"

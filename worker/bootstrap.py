@@ -256,5 +256,5 @@ def _measured(
 
 def _target(settings: Settings, name: str) -> Target:
     chosen = settings.targets[name]
-    keeps_attributes = BACKENDS.load(chosen.backend).features.attributes
+    keeps_attributes = BACKENDS.load(chosen.backend).features_of(chosen.options).attributes
     return Target(name, oc_layout(chosen.prefix, keeps_attributes=keeps_attributes))

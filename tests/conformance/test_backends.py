@@ -15,7 +15,7 @@ from backends.measured import MeasuredBackend
 from backends.memory import MemoryBackend, MemoryOptions
 from backends.registry import BACKENDS
 from backends.s3 import S3Backend
-from tests.conformance.backends import BackendConformance
+from backends.testing import BackendConformance
 from tests.support.s3 import s3_backend
 
 

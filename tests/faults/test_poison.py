@@ -43,7 +43,7 @@ async def test_case_18_a_poison_ends_as_a_dead_letter_and_its_neighbours_are_sto
         assert [attempt["error"] for attempt in log] == ["Crashed"] * MAX_ATTEMPTS + ["CrashedTooOften"]
         begun = [key.partition("/")[0] for key in world.staging.begun]
         assert all(begun.count(f"test-near-{death}") > 2 for death in range(2)), "they were in work at a kill"
-        await world.nothing_lost(POISON)
+        await world.nothing_lost(POISON, killed=True)
 
 
 async def survivor(world: SlowWorld, deaths: int) -> Worker | None:

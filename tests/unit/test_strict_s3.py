@@ -14,7 +14,8 @@ from botocore.exceptions import ClientError
 from backends.base import Attributes, StorageBackend
 from backends.errors import Conflict, IntegrityError, Unavailable
 from backends.s3 import S3Backend
-from tests.conformance.backends import KEYS, BackendConformance
+from backends.testing import BackendConformance, Truth
+from backends.testing.material import KEYS
 from tests.support.s3 import strict_backend
 from tests.support.strict_s3 import StrictS3
 
@@ -42,7 +43,7 @@ async def pieces(data: bytes) -> AsyncIterator[bytes]:
         yield data[start : start + MIB]
 
 
-class TestStrictS3:
+class TestStrictS3(Truth):
     """What every backend promises, as far as the store has a part in it: the store is a fair one."""
 
     test_what_is_written_is_read_back = BackendConformance.test_what_is_written_is_read_back
@@ -55,8 +56,6 @@ class TestStrictS3:
     test_attributes = BackendConformance.test_attributes_come_back
     test_attributes_of_parts = BackendConformance.test_attributes_of_a_large_object_come_back
     test_a_sweep = BackendConformance.test_i6_what_killed_writers_left_is_swept_once_it_is_old
-    many = BackendConformance.many
-    assert_only = staticmethod(BackendConformance.assert_only)
 
     async def abandoned(self, backend: StorageBackend, key: str) -> int:
         assert isinstance(backend, S3Backend)

@@ -32,7 +32,7 @@ ELSEWHERE = {
     "file.link_named.*": "as file.create",
     "file.unlink_temporary.*": "as file.create",
     "s3.abort.*": "takes a failing upload; tests/unit/test_s3_backend.py",
-    "s3.sweep.*": "takes an upload older than an hour; tests/conformance/backends.py",
+    "s3.sweep.*": "takes an upload older than an hour; backends/testing/upkeep.py",
     "ledger.probe.*": "takes an outage of the ledger; tests/faults/test_outages.py",
 }
 """What no scenario passes, and where it is tried instead."""
