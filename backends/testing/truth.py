@@ -109,7 +109,7 @@ def needs(
                 await assert_refused(backend, feature)
 
         functools.update_wrapper(run, test)
-        return run
+        return run  # type: ignore[return-value] # pytest passes by name, which the type does not promise
 
     return decorate
 
