@@ -1,20 +1,26 @@
 """Carries out a `StorePlan`: the one file of this room that acts.
 
-staging -> check -> target, streaming: the target pulls, so the slowest side sets the pace and memory stays at a few chunks.
+staging -> check -> targets, streaming: the targets pull, so the slowest side sets the pace and memory stays at a few chunks.
+Staging is read once, however many targets there are, and not at all where every target copies inside its store.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from hashlib import sha256
 
-from backends.base import Attributes, Receipt, StorageBackend, single
-from backends.errors import Conflict, IntegrityError, NotFound
+from backends.base import Attributes, Promise, Receipt, StorageBackend, single
+from backends.errors import Conflict, IntegrityError, NotFound, Unsupported
+from backends.wrapper import bare
 from handlers.errors import PayloadMissing
+from handlers.fan_out import FanOut
 from handlers.messages import ResourceFetched
 from handlers.plan import Source, StorePlan, Write
+
+READ_AHEAD = 4
+"""Chunks between staging and the slowest target at most."""
 
 _INLINE_HASH = 128 * 1024
 """Chunks up to this size are hashed on the event loop (under 0.1 ms); larger ones on a thread."""
@@ -28,32 +34,172 @@ class Placement:
     receipt: Receipt
 
 
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """A target that does not have the payload, and why."""
+
+    write: Write
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """What came of a plan: each of its writes is in one of the two, in the plan's order."""
+
+    placements: tuple[Placement, ...]
+    misses: tuple[Miss, ...] = ()
+
+
 async def execute(
     plan: StorePlan,
     staging: Mapping[str, StorageBackend],
     targets: Mapping[str, StorageBackend],
-) -> tuple[Placement, ...]:
-    """Write the payload to every target of the plan; returns when all of it is durable.
+    placed: Callable[[Placement], Awaitable[None]] | None = None,
+) -> Executed:
+    """Write the payload to every target of the plan; returns when each has it, durably, or has failed.
 
-    Doing it again after a crash at any point finds identical objects and gives the same placements.
+    Doing it again after a crash at any point finds identical objects and gives the same placements. `placed` is told of each
+    target that has it while others are still at work.
 
-    Raises `PayloadMissing`, `IntegrityError` (nothing lies under the final name then), and what the targets raise.
+    Raises `PayloadMissing`, `IntegrityError` (nothing lies under the final names then), and whatever else reading raises.
     """
-    placements = []
-    for write in plan.writes:
-        target = targets[write.target]
-        receipt = await _copy(plan.source, staging[plan.source.staging], write, target)
+    run = _Run(plan, staging[plan.source.staging], targets, placed)
+    await run.copy()
+    await run.stream()
+    return Executed(tuple(run.placements()), tuple(run.misses()))
+
+
+class _Run:
+    """One execution: what has become of each write so far."""
+
+    def __init__(
+        self,
+        plan: StorePlan,
+        staging: StorageBackend,
+        targets: Mapping[str, StorageBackend],
+        placed: Callable[[Placement], Awaitable[None]] | None,
+    ) -> None:
+        self._plan = plan
+        self._staging = staging
+        self._targets = targets
+        self._placed = placed
+        self._outcomes: dict[str, Placement | Miss] = {}
+
+    def placements(self) -> list[Placement]:
+        found = (self._outcomes[write.target] for write in self._plan.writes)
+        return [outcome for outcome in found if isinstance(outcome, Placement)]
+
+    def misses(self) -> list[Miss]:
+        found = (self._outcomes[write.target] for write in self._plan.writes)
+        return [outcome for outcome in found if isinstance(outcome, Miss)]
+
+    async def copy(self) -> None:
+        """Let the targets copy that lie in the same store as the payload."""
+        candidates = [write for write in self._plan.writes if self._may_copy(write)]
+        async with asyncio.TaskGroup() as group:
+            for write in candidates:
+                group.create_task(self._copy(write))
+
+    def _may_copy(self, write: Write) -> bool:
+        target = self._targets[write.target]
+        if not target.features.server_copy:
+            return False
+        return type(bare(target, "")[0]) is type(bare(self._staging, "")[0])
+
+    async def _copy(self, write: Write) -> None:
+        source, target = self._plan.source, self._targets[write.target]
+        promise = Promise(source.size, source.sha256)
+        try:
+            receipt = await target.copy_from(self._staging, source.key, write.key, write.attributes, promise)
+        except (Unsupported, NotFound):
+            return  # the stream finds out, and says whose fault it is
+        except Exception as exc:  # noqa: BLE001 - as in `_write`
+            self._outcomes[write.target] = Miss(write, exc)
+        else:
+            await self._complete(write, receipt)
+
+    async def stream(self) -> None:
+        """Read the payload once, for all targets that are still without it."""
+        waiting = [write for write in self._plan.writes if write.target not in self._outcomes]
+        if not waiting:
+            return
+        source = self._plan.source
+        async with (
+            _payload(source, self._staging) as chunks,
+            aclosing(checked(chunks, source)) as payload,
+        ):
+            if len(waiting) == 1:
+                await self._write_alone(waiting[0], payload)
+            else:
+                await self._fan_out(waiting, payload)
+
+    async def _write_alone(self, write: Write, payload: AsyncIterator[bytes]) -> None:
+        feed = _Feed(payload)
+        await self._write(write, feed)
+        if feed.error is not None:
+            raise feed.error
+
+    async def _fan_out(self, waiting: list[Write], payload: AsyncIterator[bytes]) -> None:
+        fan_out = FanOut({write.target for write in waiting}, READ_AHEAD)
+
+        async def one(write: Write) -> None:
+            try:
+                async with aclosing(fan_out.reader(write.target)) as reader:
+                    await self._write(write, reader)
+            finally:
+                await fan_out.leave(write.target)
+
+        async with asyncio.TaskGroup() as group:
+            pump = group.create_task(fan_out.pump(payload))
+            writes = [group.create_task(one(write)) for write in waiting]
+            await asyncio.wait(writes)
+            # Nobody reads any more, and the source may be one that never answers.
+            pump.cancel()
+        if fan_out.error is not None:
+            raise fan_out.error
+
+    async def _write(self, write: Write, payload: AsyncIterator[bytes]) -> None:
+        try:
+            receipt = await self._targets[write.target].write(write.key, payload, write.attributes)
+        except Exception as exc:  # noqa: BLE001 - one target's fault, whatever it is, is not the other targets'
+            self._outcomes[write.target] = Miss(write, exc)
+        else:
+            await self._complete(write, receipt)
+
+    async def _complete(self, write: Write, receipt: Receipt) -> None:
+        """The payload is there: add what goes beside it."""
         if write.sidecar_key is not None:
-            # The payload is the same; when only its description differs, the first one stays, as it does with attributes.
-            with suppress(Conflict):
-                await target.write(write.sidecar_key, single(_sidecar(plan.command, receipt)), _JSON)
-        placements.append(Placement(write.target, receipt))
-    return tuple(placements)
+            try:
+                sidecar = single(_sidecar(self._plan.command, receipt))
+                await self._targets[write.target].write(write.sidecar_key, sidecar, _JSON)
+            except Conflict:
+                pass  # the payload is the same; when only its description differs, the first one stays, as with attributes
+            except Exception as exc:  # noqa: BLE001 - as in `_write`
+                self._outcomes[write.target] = Miss(write, exc)
+                return
+        placement = self._outcomes[write.target] = Placement(write.target, receipt)
+        if self._placed is not None and len(self._outcomes) < len(self._plan.writes):
+            await self._placed(placement)
 
 
-async def _copy(source: Source, staging: StorageBackend, write: Write, target: StorageBackend) -> Receipt:
-    async with _payload(source, staging) as chunks:
-        return await target.write(write.key, checked(chunks, source), write.attributes)
+class _Feed:
+    """A stream that remembers what it raised: that is the source's fault, not the target's."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self.error: Exception | None = None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._chunks)
+        except StopAsyncIteration:
+            raise
+        except Exception as exc:
+            self.error = exc
+            raise
 
 
 class _payload:  # noqa: N801 - used as a function: an async context manager without the generator's overhead
@@ -75,7 +221,7 @@ class _payload:  # noqa: N801 - used as a function: an async context manager wit
         return await self._opened.__aexit__(*exc_info)  # type: ignore[arg-type] # object is what the protocol hands on
 
 
-async def checked(chunks: AsyncIterator[bytes], source: Source) -> AsyncIterator[bytes]:
+async def checked(chunks: AsyncIterator[bytes], source: Source) -> AsyncGenerator[bytes, None]:
     """The same chunks; raises `IntegrityError` instead of ending when size or SHA-256 are not as promised.
 
     A backend that is fed by it therefore never commits a wrong payload.

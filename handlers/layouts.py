@@ -3,26 +3,46 @@
 Called by worker/bootstrap.py, which gives each target its layout, and by the handlers, which ask it for keys.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class BundleFacts:
+    """What keys of a bundle may be built from: the same in all its messages."""
+
+    bid: str
+    recipe_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceFacts:
+    """What the key of a resource may be built from besides."""
+
+    name: str
+    """handlers/naming.py; no two resources of a bundle share it."""
+    url: str = ""
+    content_type: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Layout(Protocol):
-    """Keys of one target. Pure: the same bundle and name always give the same keys, no two names share one."""
+    """Keys of one target. Pure: the same facts always give the same keys, and no two resources share one."""
 
-    def storage_key(self, bid: str) -> str:
+    def storage_key(self, bundle: BundleFacts) -> str:
         """What the completion notification calls `storage_key`: the folder of the bundle's resources."""
         ...
 
-    def resource_key(self, bid: str, name: str) -> str:
-        """Where the resource called `name` (handlers/naming.py) lies."""
+    def resource_key(self, bundle: BundleFacts, resource: ResourceFacts) -> str:
+        """Where the resource lies."""
         ...
 
     def sidecar_key(self, resource_key: str) -> str | None:
         """Where the facts about that resource lie, for stores that cannot keep them with the object."""
         ...
 
-    def manifest_key(self, bid: str) -> str:
+    def manifest_key(self, bundle: BundleFacts) -> str:
         """Where the bundle's manifest lies."""
         ...
 
@@ -33,17 +53,17 @@ class ObjectLayout:
 
     prefix: str = ""
 
-    def storage_key(self, bid: str) -> str:
-        return _join(self.prefix, "bundles", bid, "resources")
+    def storage_key(self, bundle: BundleFacts) -> str:
+        return _join(self.prefix, "bundles", bundle.bid, "resources")
 
-    def resource_key(self, bid: str, name: str) -> str:
-        return _join(self.storage_key(bid), name)
+    def resource_key(self, bundle: BundleFacts, resource: ResourceFacts) -> str:
+        return _join(self.storage_key(bundle), resource.name)
 
     def sidecar_key(self, resource_key: str) -> str | None:  # noqa: ARG002 - the object itself carries its facts
         return None
 
-    def manifest_key(self, bid: str) -> str:
-        return _join(self.prefix, "bundles", bid, "metadata.json")
+    def manifest_key(self, bundle: BundleFacts) -> str:
+        return _join(self.prefix, "bundles", bundle.bid, "metadata.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +72,26 @@ class FolderLayout:
 
     prefix: str = ""
 
-    def storage_key(self, bid: str) -> str:
-        return _join(self.prefix, f"bundle_{bid}")
+    def storage_key(self, bundle: BundleFacts) -> str:
+        return _join(self.prefix, f"bundle_{bundle.bid}")
 
-    def resource_key(self, bid: str, name: str) -> str:
-        return _join(self.storage_key(bid), name)
+    def resource_key(self, bundle: BundleFacts, resource: ResourceFacts) -> str:
+        return _join(self.storage_key(bundle), resource.name)
 
     def sidecar_key(self, resource_key: str) -> str | None:
         return f"{resource_key}.meta"
 
-    def manifest_key(self, bid: str) -> str:
-        return _join(self.storage_key(bid), "bundle.meta")
+    def manifest_key(self, bundle: BundleFacts) -> str:
+        return _join(self.storage_key(bundle), "bundle.meta")
 
 
-def oc_layout(prefix: str, *, keeps_attributes: bool) -> Layout:
-    """The default layout `oc`: objects where the store keeps attributes with them, folders with sidecars elsewhere."""
+def make_layout(spec: str, prefix: str, *, keeps_attributes: bool) -> Layout:
+    """The layout called `spec`; without `keeps_attributes` the facts about a resource lie beside it.
+
+    `oc`, the default: objects where the store keeps attributes with them, folders with sidecars elsewhere.
+    """
+    if spec != "oc":
+        raise ValueError(f"no layout is called {spec!r}")
     return ObjectLayout(prefix) if keeps_attributes else FolderLayout(prefix)
 
 

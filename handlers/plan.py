@@ -10,7 +10,6 @@ from urllib.parse import quote, unquote, urlsplit
 from backends.base import Attributes, check_key
 from backends.errors import InvalidKey
 from handlers.errors import Refused
-from handlers.layouts import Layout
 from handlers.messages import BundleClosed, ResourceFetched
 
 
@@ -44,35 +43,16 @@ class StagingSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """A configured target, as far as planning needs it."""
-
-    name: str
-    layout: Layout
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where messages go. One route serves all of them so far."""
-
-    name: str
-    targets: tuple[Target, ...]
-
-    def bundle_targets(self, bid: str) -> tuple["BundleTarget", ...]:
-        """Where that bundle lies in each target, in the route's order: the first is the one announced."""
-        return tuple(
-            BundleTarget(target.name, target.layout.storage_key(bid), target.layout.manifest_key(bid))
-            for target in self.targets
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class BundleTarget:
     """Where a bundle lies in one target."""
 
     target: str
     storage_key: str
     manifest_key: str
+    required: bool = True
+    """The bundle is not complete without what belongs there."""
+    rank: int = 0
+    """The target's place in the configuration; the first required one is announced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +73,12 @@ class Write:
     key: str
     sidecar_key: str | None
     attributes: Attributes
+    required: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class StorePlan:
-    """For `resource.fetched`: read the source once for each write."""
+    """For `resource.fetched`: read the source once, for all writes."""
 
     command: ResourceFetched
     route: str

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backends.base import Attributes
+from handlers.layouts import BundleFacts, ResourceFacts
 from handlers.messages import ResourceFetched
 from handlers.naming import resource_id, resource_name
-from handlers.plan import Route, Source, StagingSource, StorePlan, Write, find_source
+from handlers.plan import Source, StagingSource, StorePlan, Write, find_source
+from handlers.routes import Route, Routes
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,31 +16,39 @@ class ResourceFetchedHandler:
     """Decides; handlers/execute.py acts."""
 
     staging: Sequence[StagingSource]
-    route: Route
+    routes: Routes
 
     def plan(self, command: ResourceFetched) -> StorePlan:
         """Where the payload is read and where it goes.
 
-        Raises `Refused("staging_not_allowed")`.
+        Raises `Refused` with `staging_not_allowed` or `no_route`.
         """
         source, key = find_source(self.staging, command.payload.location)
+        route = self.routes.of_resource(command.bundle, command.resource)
         return StorePlan(
             command=command,
-            route=self.route.name,
+            route=route.name,
             resource_id=resource_id(command.resource.url),
             source=Source(source.name, key, command.payload.size, command.payload.sha256),
-            writes=tuple(self._writes(command)),
-            bundle_targets=self.route.bundle_targets(command.bundle.bid),
+            writes=tuple(_writes(command, route)),
+            bundle_targets=route.bundle_targets(_facts(command)),
         )
 
-    def _writes(self, command: ResourceFetched) -> list[Write]:
-        name = resource_name(command.resource.url)
-        attributes = _attributes(command)
-        writes = []
-        for target in self.route.targets:
-            key = target.layout.resource_key(command.bundle.bid, name)
-            writes.append(Write(target.name, key, target.layout.sidecar_key(key), attributes))
-        return writes
+
+def _writes(command: ResourceFetched, route: Route) -> list[Write]:
+    resource = command.resource
+    facts = ResourceFacts(resource_name(resource.url), resource.url, resource.content_type, resource.meta)
+    attributes = _attributes(command)
+    writes = []
+    for target in route.targets:
+        key = target.layout.resource_key(_facts(command), facts)
+        sidecar_key = target.layout.sidecar_key(key)
+        writes.append(Write(target.name, key, sidecar_key, attributes, required=target.required))
+    return writes
+
+
+def _facts(command: ResourceFetched) -> BundleFacts:
+    return BundleFacts(command.bundle.bid, command.bundle.recipe_id)
 
 
 def _attributes(command: ResourceFetched) -> Attributes:

@@ -14,9 +14,10 @@ from backends.measured import MeasuredBackend
 from backends.registry import BACKENDS
 from handlers.bundle_closed import BundleClosedHandler
 from handlers.dispatch import Handlers
-from handlers.layouts import oc_layout
-from handlers.plan import Route, StagingSource, Target
+from handlers.layouts import make_layout
+from handlers.plan import StagingSource
 from handlers.resource_fetched import ResourceFetchedHandler
+from handlers.routes import Match, Route, Routes, Target
 from worker.budget import Budget
 from worker.disposition import RetryPolicy
 from worker.health import AdminServer, Health
@@ -34,13 +35,16 @@ from worker.queues.registry import QUEUES
 from worker.relay import Relay, RelaySettings
 from worker.service import Service, ServiceSettings
 from worker.settings import Settings
-from worker.settings_schema import StagingSettings, TargetSettings
+from worker.settings_schema import RouteSettings, StagingSettings, TargetSettings
 
 
 def make_handlers(settings: Settings) -> Handlers:
-    """The handlers with their route and staging sources."""
-    route = Route("default", tuple(_target(settings, name) for name in settings.route.targets))
-    return Handlers(ResourceFetchedHandler(staging_sources(settings), route), BundleClosedHandler(route))
+    """The handlers with their routes and staging sources."""
+    routes = Routes(
+        tuple(_route(settings, route) for route in settings.routes.values() if route.enabled),
+        settings.queue.options.queue_name,
+    )
+    return Handlers(ResourceFetchedHandler(staging_sources(settings), routes), BundleClosedHandler(routes))
 
 
 def staging_sources(settings: Settings) -> tuple[StagingSource, ...]:
@@ -254,7 +258,19 @@ def _measured(
     }
 
 
-def _target(settings: Settings, name: str) -> Target:
+def _route(settings: Settings, route: RouteSettings) -> Route:
+    names = [*route.targets, *route.best_effort]
+    asked = {
+        "recipe_id": route.recipe_id,
+        "queue": route.queue,
+        "url": route.url,
+        "content_type": route.content_type,
+    }
+    return Route(route.name, tuple(_target(settings, route, name) for name in names), Match(asked))
+
+
+def _target(settings: Settings, route: RouteSettings, name: str) -> Target:
     chosen = settings.targets[name]
-    keeps_attributes = BACKENDS.load(chosen.backend).features_of(chosen.options).attributes
-    return Target(name, oc_layout(chosen.prefix, keeps_attributes=keeps_attributes))
+    features = BACKENDS.load(chosen.backend).features_of(chosen.options)
+    layout = make_layout(route.layout or chosen.layout, chosen.prefix, keeps_attributes=features.attributes)
+    return Target(name, layout, required=name in route.targets, rank=list(settings.targets).index(name))

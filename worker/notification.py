@@ -35,8 +35,13 @@ def body(
     completed_at: int,
     metadata: Mapping[str, Any],
     targets: Sequence[BundleTarget],
+    missing: Mapping[str, int] | None = None,
 ) -> bytes:
-    """The notification's bytes: ASCII JSON, the same for the same facts. `completed_at` is milliseconds since the epoch."""
+    """The notification's bytes: ASCII JSON, the same for the same facts.
+
+    `completed_at` is milliseconds since the epoch. The first of `targets` is the one announced; `missing` counts the payloads
+    that a best-effort target is still without.
+    """
     announced = targets[0]
     content = {
         "bundle_id": bid,
@@ -49,18 +54,20 @@ def body(
         "event_id": event_id(bid),
         "schema_version": SCHEMA_VERSION,
         "status": "complete",
-        "targets": [
-            {
-                "target": target.target,
-                "status": "stored",
-                "storage_key": target.storage_key,
-                "manifest_key": target.manifest_key,
-            }
-            for target in targets
-        ],
+        "targets": [_outcome(target, (missing or {}).get(target.target, 0)) for target in targets],
         "manifest_key": announced.manifest_key,
     }
     return json.dumps(content).encode()
+
+
+def _outcome(target: BundleTarget, missing: int) -> dict[str, str | int]:
+    outcome: dict[str, str | int] = {
+        "target": target.target,
+        "status": "incomplete" if missing else "stored",
+        "storage_key": target.storage_key,
+        "manifest_key": target.manifest_key,
+    }
+    return {**outcome, "missing": missing} if missing else outcome
 
 
 def attributes(*, bid: str, recipe_id: str, completed_at: int) -> dict[str, str]:

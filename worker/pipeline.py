@@ -3,24 +3,32 @@
 Called by worker/service.py for every delivery. What it raises, worker/disposition.py turns into a fate.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import structlog
 
-from backends.base import CHUNK_SIZE, StorageBackend
-from backends.errors import Conflict
+from backends.base import CHUNK_SIZE, Receipt, StorageBackend
+from backends.errors import Conflict, PermissionDenied, StorageError, Unavailable
 from handlers.dispatch import Handlers
 from handlers.errors import Refused
-from handlers.execute import Placement, execute
+from handlers.execute import READ_AHEAD, Executed, Miss, Placement, execute
 from handlers.messages import Command, decode
 from handlers.plan import ClosePlan, Plan, StorePlan
 from worker.budget import Budget
 from worker.delivery import Delivery
-from worker.ledger.base import Close, Entry, Ledger, Recorded, StoredObject, StoredResource
+from worker.ledger.base import (
+    Close,
+    Entry,
+    Ledger,
+    LedgerError,
+    Recorded,
+    StoredObject,
+    StoredResource,
+    Transfer,
+)
+from worker.manifest import Manifests
 from worker.queues.base import Ack, Disposition
-
-_READ_AHEAD = 4
-"""Chunks between staging and target at most."""
 
 
 class Pipeline:
@@ -49,55 +57,119 @@ class Pipeline:
         self._max_message_bytes = max_message_bytes
         self._budget = budget
         self._on_complete = on_complete
+        self._manifests = Manifests(ledger, targets)
         self._log = structlog.get_logger("pipeline")
 
     async def process(self, delivery: Delivery) -> Disposition:
-        """Carry the message out. `Ack` is returned only after its record is durable.
+        """Carry the message out. `Ack` is returned only after its record is durable, and every target has its payload.
 
         Raises `Refused`, `PayloadMissing`, a `StorageError`, a `LedgerError` or `LeaseLost`.
         """
         command = decode(delivery.body, self._max_message_bytes)
         structlog.contextvars.bind_contextvars(bid=command.bundle.bid)
         if recorded := await self._ledger.find(command.id):
-            return self._known(command, recorded)
+            _check_same(command, recorded)
+            return await self._finish(command, delivery)
         plan = self._handlers.plan(command)
-        async with delivery.kept_alive():
-            placements = await self._execute(plan, delivery)
-        outcome = await self._ledger.record(_entry(plan, placements))
-        self._tell(command, outcome)
-        return Ack()
+        if isinstance(plan, ClosePlan):
+            self._tell(command, await self._ledger.record(_entry(plan)))
+            return Ack()
+        return await self._store(plan, delivery)
 
     async def known(self, body: bytes) -> Disposition | None:
-        """The answer to a message that was recorded before; None for one that was not.
+        """The answer to a message of which nothing is left to do; None for any other.
 
         Raises `Refused` or a `LedgerError`.
         """
         command = decode(body, self._max_message_bytes)
         recorded = await self._ledger.find(command.id)
-        return self._known(command, recorded) if recorded else None
+        if recorded is None or await self._ledger.transfers(command.id):
+            return None
+        _check_same(command, recorded)
+        return Ack()
 
-    async def _execute(self, plan: Plan, delivery: Delivery) -> tuple[Placement, ...]:
-        if isinstance(plan, ClosePlan):
-            return ()
-        try:
-            async with self._budget.hold(self._memory(plan)):
-                delivery.begun = True
-                return await execute(plan, self._staging, self._targets)
-        except Conflict as exc:
-            raise Refused("conflict", f"{exc}; the object that lies there was kept") from exc
+    async def _store(self, plan: StorePlan, delivery: Delivery) -> Disposition:
+        """Payload to targets, then the record; with several targets, only those that are still without the payload."""
+        several = len(plan.writes) > 1
+        had = await self._had(plan) if several else ()
+        executed = await self._execute(_without(plan, had), delivery)
+        placements = (*had, *executed.placements)
+        required = [miss for miss in executed.misses if miss.write.required]
+        if required:
+            if several:
+                await self._ledger.note_transfers(
+                    _entry(plan), [*map(_landed, executed.placements), *map(_missed, executed.misses)]
+                )
+            raise _reason(required)
+        entry = _entry(plan, placements, tuple(map(_missed, executed.misses)), noted=several)
+        self._tell(plan.command, await self._ledger.record(entry))
+        if executed.misses:
+            # The bundle does not wait for them; the message does, until it is a dead letter.
+            raise _reason(executed.misses)
+        return Ack()
+
+    async def _finish(self, command: Command, delivery: Delivery) -> Disposition:
+        """A message recorded before: done, but for what best-effort targets may still be without."""
+        transfers = await self._ledger.transfers(command.id)
+        if not transfers:
+            self._log.debug("already recorded", command=command.id)
+            return Ack()
+        plan = self._handlers.plan(command)
+        if isinstance(plan, StorePlan):
+            wanted = {transfer.target for transfer in transfers if transfer.stored is None}
+            left = replace(plan, writes=tuple(write for write in plan.writes if write.target in wanted))
+            executed = await self._execute(left, delivery)
+            await self._ledger.settle(
+                _entry(plan, executed.placements),
+                [*map(_landed, executed.placements), *map(_missed, executed.misses)],
+            )
+            if executed.misses:
+                raise _reason(executed.misses)
+            await self._complete_manifests(command.bundle.bid, {transfer.target for transfer in transfers})
+        await self._ledger.forget_transfers(command.id)
+        return Ack()
+
+    async def _complete_manifests(self, bid: str, targets: set[str]) -> None:
+        """Of a bundle that was announced while these targets were without something, now that they have it."""
+        bundle = await self._ledger.bundle(bid)
+        if bundle is None or bundle.state == "open":
+            return
+        missing = await self._ledger.missing(bid)
+        for place in bundle.targets:
+            if place.target in targets and place.target not in missing:
+                await self._manifests.write(bundle, place)
+
+    async def _had(self, plan: StorePlan) -> tuple[Placement, ...]:
+        """What an earlier try has left where it is to be."""
+        keys = {write.target: write.key for write in plan.writes}
+        return tuple(
+            Placement(transfer.target, _receipt(transfer.stored))
+            for transfer in await self._ledger.transfers(plan.command.id)
+            if transfer.stored is not None and keys.get(transfer.target) == transfer.stored.key
+        )
+
+    async def _execute(self, plan: StorePlan, delivery: Delivery) -> Executed:
+        if not plan.writes:
+            return Executed(())
+
+        async def placed(placement: Placement) -> None:
+            try:
+                await self._ledger.note_transfers(_entry(plan), [_landed(placement)])
+            except LedgerError as exc:
+                # A note only saves work after a crash.
+                self._log.warning("a transfer was not noted", target=placement.target, error=str(exc))
+
+        async with delivery.kept_alive(), self._budget.hold(self._memory(plan)):
+            delivery.begun = True
+            return await execute(plan, self._staging, self._targets, placed)
 
     def _memory(self, plan: StorePlan) -> int:
-        """Bytes its transfer holds at most: a small payload no more than itself, a large one what is read ahead and buffered."""
-        targets = (self._targets[write.target] for write in plan.writes)
-        most = _READ_AHEAD * CHUNK_SIZE + max((target.write_buffer for target in targets), default=0)
-        return most if plan.source.size is None else min(plan.source.size, most)
-
-    def _known(self, command: Command, recorded: str) -> Disposition:
-        """A message seen before: done already, unless it now says something else."""
-        if recorded != command.fingerprint:
-            raise Refused("conflict", f"message id {command.id!a} was used before for something else")
-        self._log.debug("already recorded", command=command.id)
-        return Ack()
+        """Bytes its transfer holds at most: what is read ahead, and what each target buffers, but never more than the payload."""
+        buffers = [self._targets[write.target].write_buffer for write in plan.writes]
+        most = READ_AHEAD * CHUNK_SIZE + sum(buffers)
+        if plan.source.size is None:
+            return most
+        return min(plan.source.size * max(1, len(buffers)), most)
 
     def _tell(self, command: Command, outcome: Recorded) -> None:
         if outcome.conflict:
@@ -111,7 +183,60 @@ class Pipeline:
             self._log.info("bundle complete", recipe_id=command.bundle.recipe_id)
 
 
-def _entry(plan: Plan, placements: tuple[Placement, ...]) -> Entry:
+def _check_same(command: Command, recorded: str) -> None:
+    if recorded != command.fingerprint:
+        raise Refused("conflict", f"message id {command.id!a} was used before for something else")
+
+
+def _without(plan: StorePlan, had: tuple[Placement, ...]) -> StorePlan:
+    if not had:
+        return plan
+    names = {placement.target for placement in had}
+    return replace(plan, writes=tuple(write for write in plan.writes if write.target not in names))
+
+
+def _reason(misses: Sequence[Miss]) -> Exception:
+    """The error that decides the message's fate: of several the one that leaves most hope, so that each target gets its tries."""
+    error = min((miss.error for miss in misses), key=_finality)
+    if isinstance(error, Conflict):
+        refused = Refused("conflict", f"{error}; the object that lies there was kept")
+        refused.__cause__ = error
+        return refused
+    return error
+
+
+def _finality(error: Exception) -> int:
+    if isinstance(error, (Unavailable, PermissionDenied)):
+        return 0
+    return 2 if isinstance(error, StorageError) and not error.retryable else 1
+
+
+def _landed(placement: Placement) -> Transfer:
+    return Transfer(placement.target, _object(placement))
+
+
+def _missed(miss: Miss) -> Transfer:
+    return Transfer(miss.write.target, error=f"{type(miss.error).__name__}: {miss.error}")
+
+
+def _receipt(stored: StoredObject) -> Receipt:
+    return Receipt(stored.key, stored.size, stored.sha256, stored.etag, stored.version, created=False)
+
+
+def _object(placement: Placement) -> StoredObject:
+    receipt = placement.receipt
+    return StoredObject(
+        placement.target, receipt.key, receipt.size, receipt.sha256, receipt.etag, receipt.version
+    )
+
+
+def _entry(
+    plan: Plan,
+    placements: tuple[Placement, ...] = (),
+    missing: tuple[Transfer, ...] = (),
+    *,
+    noted: bool = False,
+) -> Entry:
     bundle = plan.command.bundle
     return Entry(
         message_id=plan.command.id,
@@ -124,6 +249,8 @@ def _entry(plan: Plan, placements: tuple[Placement, ...]) -> Entry:
         targets=plan.bundle_targets,
         resource=_stored(plan, placements) if isinstance(plan, StorePlan) else None,
         close=_close(plan) if isinstance(plan, ClosePlan) else None,
+        missing=missing,
+        noted=noted,
     )
 
 
@@ -140,15 +267,5 @@ def _stored(plan: StorePlan, placements: tuple[Placement, ...]) -> StoredResourc
         status_code=resource.status_code,
         meta=resource.meta,
         location=plan.command.payload.location,
-        objects=tuple(
-            StoredObject(
-                target=placement.target,
-                key=placement.receipt.key,
-                size=placement.receipt.size,
-                sha256=placement.receipt.sha256,
-                etag=placement.receipt.etag,
-                version=placement.receipt.version,
-            )
-            for placement in placements
-        ),
+        objects=tuple(_object(placement) for placement in placements),
     )

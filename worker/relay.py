@@ -5,7 +5,6 @@ its claim runs out. A crash between publish and mark publishes again, with the s
 """
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -19,7 +18,8 @@ from backends.failpoints import failpoint
 from handlers.plan import BundleTarget
 from worker import notification
 from worker.disposition import RetryPolicy
-from worker.ledger.base import BundleRecord, Ledger, LedgerError, OutboxRow, StoredObject, StoredResource
+from worker.ledger.base import BundleRecord, Ledger, LedgerError, OutboxRow
+from worker.manifest import Manifests, TargetGone
 from worker.metrics import Metrics
 from worker.publishers.base import Notification, Publisher
 
@@ -56,7 +56,7 @@ class Relay:
         """`retry.max_attempts` does not apply: a completion is never given up, only parked when it is refused."""
         self._ledger = ledger
         self._publisher = publisher
-        self._targets = targets
+        self._manifests = Manifests(ledger, targets)
         self._settings = settings
         self._retry = retry
         self._random = random
@@ -143,7 +143,7 @@ class Relay:
         async with gate:
             try:
                 await self._finalize(row)
-            except (StorageError, LedgerError, _TargetGone) as exc:
+            except (StorageError, LedgerError, TargetGone) as exc:
                 await (self._later(row, exc) if exc.retryable else self._park(row, exc))
             except Exception as exc:  # noqa: BLE001 - a fault nobody foresaw must not take the neighbours along
                 self._log.exception("manifest failed", bid=row.bid)
@@ -158,16 +158,29 @@ class Relay:
             raise LedgerError(f"bundle {row.bid} is in the outbox but not in the ledger")
         if row.attempts == 1:
             self._metrics.bundle_completion_seconds.observe((row.completed_at - bundle.created_at) / 1000)
+        missing = await self._missing(bundle)
         for place in bundle.targets:
-            target = self._targets.get(place.target)
-            if target is None:
-                raise _TargetGone(
-                    f"target {place.target!r} of bundle {row.bid} is not configured any more; add it again"
-                )
-            chunks = manifest(bundle, place, row.event_id, self._ledger.resources(row.bid))
-            failpoint("relay.manifest.before")
-            await target.write(place.manifest_key, chunks, _JSON)
-            failpoint("relay.manifest.after")
+            if place.required:
+                await self._manifests.write(bundle, place)
+            elif place.target not in missing:
+                await self._write_best_effort(bundle, place)
+
+    async def _missing(self, bundle: BundleRecord) -> Mapping[str, int]:
+        """The targets whose manifest has to wait for payloads they are still without."""
+        if all(place.required for place in bundle.targets):
+            return {}
+        return await self._ledger.missing(bundle.bid)
+
+    async def _write_best_effort(self, bundle: BundleRecord, place: BundleTarget) -> None:
+        try:
+            await self._manifests.write(bundle, place)
+        except (StorageError, TargetGone) as exc:
+            self._log.warning(
+                "no manifest in a best-effort target; `transload replay` writes it",
+                bid=bundle.bid,
+                target=place.target,
+                error=str(exc),
+            )
 
     async def _later(self, row: OutboxRow, error: Exception) -> None:
         delay = self._retry.delay(row.attempts, self._random)
@@ -208,12 +221,6 @@ class Relay:
             await asyncio.wait([renewal])
 
 
-class _TargetGone(Exception):
-    """The bundle lies in a target that is not configured. Retryable: it may be configured again."""
-
-    retryable = True
-
-
 def _notification(row: OutboxRow) -> Notification:
     return Notification(
         event_id=row.event_id,
@@ -223,53 +230,3 @@ def _notification(row: OutboxRow) -> Notification:
             bid=row.bid, recipe_id=row.recipe_id, completed_at=row.completed_at
         ),
     )
-
-
-async def manifest(
-    bundle: BundleRecord,
-    place: BundleTarget,
-    event_id: str,
-    resources: AsyncIterator[StoredResource],
-) -> AsyncIterator[bytes]:
-    """The bundle's manifest as it lies in one target: JSON, streamed, the same bytes on every redo.
-
-    Late resources are not in it: they were not there when the bundle was completed. Nor is any time of day: a bundle that
-    is announced again from a lost or restored ledger finds its manifest equal.
-    """
-    head = {
-        "bid": bundle.bid,
-        "recipe_id": bundle.recipe_id,
-        "primary_url": bundle.primary_url,
-        "resources_count": bundle.stored_count,
-        "storage_key": place.storage_key,
-        "event_id": event_id,
-        "meta": bundle.meta,
-        "metadata": bundle.metadata,
-    }
-    text = json.dumps(head, ensure_ascii=False, indent=2)
-    buffer = [text.removesuffix("\n}"), ',\n  "resources": [']
-    separator = "\n    "
-    async for resource in resources:
-        if resource.late:
-            continue
-        for stored in resource.objects:
-            if stored.target == place.target:
-                buffer.append(separator + json.dumps(_listed(resource, stored), ensure_ascii=False))
-                separator = ",\n    "
-        if len(buffer) >= 256:
-            yield "".join(buffer).encode()
-            buffer.clear()
-    buffer.append("\n  ]\n}\n")
-    yield "".join(buffer).encode()
-
-
-def _listed(resource: StoredResource, stored: StoredObject) -> dict[str, object]:
-    return {
-        "key": stored.key,
-        "size": stored.size,
-        "sha256": stored.sha256,
-        "url": resource.url,
-        "content_type": resource.content_type,
-        "status_code": resource.status_code,
-        "meta": resource.meta,
-    }

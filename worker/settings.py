@@ -115,17 +115,15 @@ class _Builder:
         housekeeping = self._plain(HousekeepingSettings, "housekeeping")
         admin = self._plain(AdminSettings, "admin")
         logs = self._plain(LogSettings, "logs")
-        ledger, route = self._ledger(), self._route()
-        if not (
-            queue and publisher and worker and relay and housekeeping and admin and logs and ledger and route
-        ):
+        ledger, routes = self._ledger(), self._routes()
+        if not (queue and publisher and worker and relay and housekeeping and admin and logs and ledger):
             return None
         return Settings(
             home=self._home,
             queue=queue,
             staging=staging,
             targets=targets,
-            route=route,
+            routes=routes,
             ledger=ledger,
             publisher=publisher,
             worker=worker,
@@ -146,24 +144,34 @@ class _Builder:
         path = _absolute(ledger.path, self._draft.base, self._environ)
         return ledger.model_copy(update={"url": sqlite_url(path)})
 
-    def _route(self) -> RouteSettings | None:
-        """The route with its targets named; this version writes to exactly one."""
-        route = self._plain(RouteSettings, "route")
+    def _routes(self) -> dict[str, RouteSettings]:
+        """The routes in the order of the file; without any, one that takes every message to every target."""
+        known = tuple(self._draft.mapping(("targets",))) or ("main",)
+        names = self._draft.mapping(("routes",)) or {"default": None}
+        routes = {name: self._route(name, known) for name in names}
+        return {name: route for name, route in routes.items() if route is not None}
+
+    def _route(self, name: str, known: tuple[str, ...]) -> RouteSettings | None:
+        path = ("routes", name)
+        values = {**self._draft.mapping(path), "name": name}
+        route = self._validate(RouteSettings, values, path, set(RouteSettings.model_fields) - {"name"})
         if route is None:
             return None
-        path = ("route", "targets")
-        known = tuple(self._draft.mapping(("targets",))) or ("main",)
-        names = route.targets or known
-        for name in names:
-            if name not in known:
-                self._draft.add(path, f"no target is named {name!r}; {_suggest(name, known)}")
-        if len(names) != 1:
+        for key in ("targets", "best_effort"):
+            for target in getattr(route, key):
+                if target not in known:
+                    self._draft.add((*path, key), f"no target is named {target!r}; {_suggest(target, known)}")
+        if both := set(route.targets) & set(route.best_effort):
             self._draft.add(
-                path,
-                f"names {len(names)} targets ({', '.join(names)}), and this version writes to exactly one; "
-                "give route.targets one name",
+                (*path, "best_effort"),
+                f"also among the route's targets ({', '.join(sorted(both))}); a bundle waits for a target or does not: keep one",
             )
-        return route.model_copy(update={"targets": names})
+        targets = route.targets or tuple(name for name in known if name not in route.best_effort)
+        if not targets:
+            self._draft.add(
+                path, "all targets are best effort; a bundle has to wait for one: name it in targets"
+            )
+        return route.model_copy(update={"targets": targets})
 
     def _places(self, model: type[ModelT], key: str) -> dict[str, ModelT]:
         names = self._draft.mapping((key,)) or {"main": None}
@@ -227,8 +235,10 @@ class _Builder:
                     continue
                 loc = tuple(str(part) for part in error["loc"])
                 what = _describe(error, model.model_fields.get(loc[0]) if loc else None, known)
-                # A place's name is its key in the file, already in the path.
-                named = issubclass(model, StagingSettings | TargetSettings) and loc == ("name",)
+                # Its name is its key in the file, already in the path.
+                named = issubclass(model, StagingSettings | TargetSettings | RouteSettings) and loc == (
+                    "name",
+                )
                 self._draft.add(path if named else (*path, *loc), what)
             return None
 
@@ -295,4 +305,5 @@ def _place(place: StagingSettings | TargetSettings) -> tuple[object, tuple[str, 
         endpoint = (options.get("endpoint_url") or "").rstrip("/").lower()
         store = "aws" if not endpoint or ".amazonaws.com" in endpoint else endpoint
         return ("s3", store, options["bucket"]), prefix
-    return (place.backend, repr(sorted(options.items()))), prefix
+    location = BACKENDS.load(place.backend).location_of(place.options)
+    return place.backend, (*location.rstrip("/").split("/"), *prefix)

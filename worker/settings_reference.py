@@ -42,7 +42,6 @@ _ADAPTED: Final[Mapping[str, tuple[type[BaseModel], Registry[Any]]]] = MappingPr
 _NAMED: Final = frozenset({"staging", "targets"})
 _PLAIN: Final[Mapping[str, type[BaseModel]]] = MappingProxyType(
     {
-        "route": RouteSettings,
         "ledger": LedgerSettings,
         "worker": WorkerSettings,
         "relay": RelaySettings,
@@ -51,6 +50,7 @@ _PLAIN: Final[Mapping[str, type[BaseModel]]] = MappingProxyType(
         "logs": LogSettings,
     }
 )
+_NAME: Final = "^[a-z0-9][a-z0-9_-]*$"
 _HOME: Final = "Where everything embedded lives; default: `~/.transload`."
 
 
@@ -68,10 +68,18 @@ def json_schema() -> Schema:
         if key in _NAMED:
             schema = {
                 "type": "object",
-                "propertyNames": {"pattern": "^[a-z0-9][a-z0-9_-]*$"},
+                "propertyNames": {"pattern": _NAME},
                 "additionalProperties": schema,
             }
         sections[key] = {"description": model.__doc__, **schema}
+    route = _object(RouteSettings, definitions)
+    del route["properties"]["name"]
+    sections["routes"] = {
+        "description": RouteSettings.__doc__,
+        "type": "object",
+        "propertyNames": {"pattern": _NAME},
+        "additionalProperties": _with_references({**route, "required": []}),
+    }
     for key, model in _PLAIN.items():
         section = _object(model, definitions)
         section["required"] = []  # the only one there is, ledger.url, has its default in home
@@ -156,6 +164,9 @@ def _lines() -> Iterator[str]:
             if option:
                 schema["properties"][option]["default"] = f"{{home}}/{default}"
             yield from _section(f"with {chooser}: {kind}", "", schema, level=3)
+    route = _object(RouteSettings, {})
+    del route["properties"]["name"]
+    yield from _section("routes.<name>", str(RouteSettings.__doc__), {**route, "required": []})
     for key, model in _PLAIN.items():
         yield from _section(key, str(model.__doc__), _object(model, {}))
     yield _SEED
@@ -248,6 +259,7 @@ secrets, `transload config schema` prints a JSON Schema for editors.
 - **Several places:** without a `root`, `main` has the directory named below, any other name `{home}/staging-<name>` or
   `{home}/storage-<name>`.
 - **Strictness:** an unknown or repeated key is an error, as are YAML anchors, aliases and tags.
+- **Routes:** without `routes`, every message goes to every target.
 - Staging must not lie inside a target or another staging source, nor one of them inside it.
 
 | key | value | default | meaning |

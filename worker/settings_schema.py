@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -51,6 +52,11 @@ def _prefix(value: str) -> str:
     if len(prefix.encode()) > PREFIX_LIMIT:
         raise ValueError(f"a prefix has at most {PREFIX_LIMIT} bytes; shorten it")
     return prefix
+
+
+def _patterns(value: object) -> object:
+    """One pattern may stand alone."""
+    return (value,) if isinstance(value, str) else value
 
 
 def _loopback(value: str) -> str:
@@ -129,12 +135,38 @@ class TargetSettings(Section):
     options: SerializeAsAny[BackendOptions]
 
 
-class RouteSettings(Section):
-    """Which targets a resource is written to."""
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_patterns)]
 
+
+class RouteSettings(Section):
+    """Which messages go to which targets. Of several routes the first that matches counts, in the order of the file.
+
+    What is not given matches everything; of several patterns one has to fit. Patterns are those of a shell: `*`, `?`, `[a-z]`.
+    """
+
+    name: Name
+    enabled: bool = Field(
+        default=True, description="Whether it is looked at; its messages go on to the next."
+    )
+    recipe_id: Patterns = Field(default=(), description="Patterns of the bundle's recipe.")
+    queue: Patterns = Field(
+        default=(), description="Patterns of the queue's name, for a file that several deployments share."
+    )
+    url: Patterns = Field(default=(), description="Patterns of the resource's whole URL.")
+    content_type: Patterns = Field(
+        default=(), description="Patterns of the resource's media type, in lower case and without parameters."
+    )
     targets: tuple[Name, ...] = Field(
         default=(),
-        description="Names out of `targets`; default: all of them. This version accepts exactly one.",
+        description="Names out of `targets` that a bundle is not complete without; default: all that `best_effort` does not name.",
+    )
+    best_effort: tuple[Name, ...] = Field(
+        default=(),
+        description="Names out of `targets` that a bundle does not wait for. What fails there is tried again alone, and becomes a "
+        "dead letter in the end.",
+    )
+    layout: str | None = Field(
+        default=None, description="How keys are built, in place of each target's own `layout`."
     )
 
 
@@ -279,7 +311,7 @@ class Settings(Section):
     queue: QueueSettings
     staging: Mapping[str, StagingSettings]
     targets: Mapping[str, TargetSettings]
-    route: RouteSettings
+    routes: Mapping[str, RouteSettings]
     ledger: LedgerSettings
     publisher: PublisherSettings
     worker: WorkerSettings
@@ -296,7 +328,7 @@ class Settings(Section):
 def _shown(name: str, value: Any) -> Any:
     if isinstance(value, BaseModel):
         shown = {key: _shown(key, item) for key, item in value}
-        if isinstance(value, StagingSettings | TargetSettings):
+        if isinstance(value, StagingSettings | TargetSettings | RouteSettings):
             del shown["name"]  # it is the key above
         # Options lie flat beside the adapter's name, as in the file.
         options = shown.pop("options", {})

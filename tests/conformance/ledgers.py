@@ -21,6 +21,7 @@ import pytest
 from sqlalchemy import Connection, insert, select
 
 from handlers.plan import BundleTarget
+from tests.conformance.ledger_transfers import Transfers
 from worker.attempts import CRASHED, Attempt
 from worker.ledger.base import (
     Close,
@@ -207,7 +208,7 @@ def attempt(detail: str, *, outage: bool = False) -> Attempt:
     return Attempt(0.0, "Refused", detail, outage)
 
 
-class LedgerConformance:
+class LedgerConformance(Transfers):
     """See worker/ledger/base.py for the contract."""
 
     @pytest.fixture(autouse=True)

@@ -16,10 +16,11 @@ from backends.file import FileBackend, FileOptions
 from backends.memory import MemoryBackend, MemoryOptions
 from handlers.errors import PayloadMissing
 from handlers.execute import checked, execute
-from handlers.layouts import oc_layout
+from handlers.layouts import make_layout
 from handlers.messages import Bundle, Payload, Resource, ResourceFetched
-from handlers.plan import Route, Source, StagingSource, StorePlan, Target
+from handlers.plan import Source, StagingSource, StorePlan
 from handlers.resource_fetched import ResourceFetchedHandler
+from handlers.routes import Route, Routes, Target
 
 DATA = b"<html>" * 1_000
 URL = "https://example.com/page.html"
@@ -51,11 +52,11 @@ class World:
     def plan(self, *, size: int | None, digest: str | None, **resource: Any) -> StorePlan:
         staging = self.staging["staging"]
         targets = [
-            Target(name, oc_layout("p", keeps_attributes=backend.features.attributes))
+            Target(name, make_layout("oc", "p", keeps_attributes=backend.features.attributes))
             for name, backend in self.targets.items()
         ]
         handler = ResourceFetchedHandler(
-            [StagingSource("staging", staging.location)], Route("default", tuple(targets))
+            [StagingSource("staging", staging.location)], Routes((Route("default", tuple(targets)),))
         )
         return handler.plan(
             ResourceFetched(
@@ -67,7 +68,10 @@ class World:
         )
 
     async def run(self, plan: StorePlan) -> list[Receipt]:
-        return [placement.receipt for placement in await execute(plan, self.staging, self.targets)]
+        executed = await execute(plan, self.staging, self.targets)
+        if executed.misses:
+            raise executed.misses[0].error
+        return [placement.receipt for placement in executed.placements]
 
     async def nothing_is_left(self) -> bool:
         return not any([await contents(target) for target in self.targets.values()])
@@ -163,7 +167,7 @@ async def test_case_60_other_content_under_the_key_stays(world: World) -> None:
     with pytest.raises(Conflict):
         await world.run(plan)
     assert await contents(world.targets["first"]) == {plan.writes[0].key: b"older"}
-    assert await contents(world.targets["second"]) == {}
+    assert (await contents(world.targets["second"]))[plan.writes[1].key] == DATA
 
 
 async def test_facts_lie_beside_the_object_or_on_it(world: World) -> None:

@@ -31,12 +31,12 @@ from tests.support.history import (
 from worker.ledger.base import Close, Entry, StoredObject, StoredResource
 from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
+from worker.manifest import manifest
 from worker.notification import attributes
 from worker.publishers.base import Notification
 from worker.publishers.embedded import EmbeddedPublisher, EmbeddedPublisherOptions
 from worker.queues.base import Dead, Message, OutgoingMessage
 from worker.queues.embedded import EmbeddedOptions, EmbeddedQueue
-from worker.relay import manifest
 
 CANARY = "canary-5b1f"
 URLS = ("https://example.com/a.bin", "https://example.com/b.bin")
@@ -87,7 +87,7 @@ async def live(home: Path) -> None:
         record = await ledger.bundle(row.bid)
         assert record is not None
         (place,) = record.targets
-        pages = manifest(record, place, row.event_id, ledger.resources(row.bid))
+        pages = manifest(record, place, ledger.resources(row.bid))
         await target.write(place.manifest_key, pages, Attributes())
         told = attributes(bid=row.bid, recipe_id=row.recipe_id, completed_at=row.completed_at)
         await publisher.publish([Notification(row.event_id, row.recipe_id, row.body, told)])

@@ -13,11 +13,12 @@ from backends.base import KEY_LIMIT, check_key
 from backends.errors import InvalidKey
 from handlers.bundle_closed import BundleClosedHandler
 from handlers.errors import Refused
-from handlers.layouts import FolderLayout, Layout, ObjectLayout, oc_layout
+from handlers.layouts import BundleFacts, FolderLayout, Layout, ObjectLayout, ResourceFacts, make_layout
 from handlers.messages import Bundle, BundleClosed, ClosedBundle, Payload, Resource, ResourceFetched
 from handlers.naming import resource_id, resource_name
-from handlers.plan import BundleTarget, Route, StagingSource, Target, find_source
+from handlers.plan import BundleTarget, StagingSource, find_source
 from handlers.resource_fetched import ResourceFetchedHandler
+from handlers.routes import Route, Routes, Target
 
 BIDS = ["17571960-2065-e0cd-cf71-8196d8577b7e", "bid:v1:main:20240115103000:0a1b2c3d", "test-a"]
 URLS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.builds(
@@ -79,9 +80,9 @@ def test_case_77_two_urls_never_share_a_key(urls: list[str]) -> None:
     for layout in (ObjectLayout("p"), FolderLayout("p")):
         keys: list[str] = []
         for url in urls:
-            key = layout.resource_key("test-a", resource_name(url))
+            key = layout.resource_key(BundleFacts("test-a"), ResourceFacts(resource_name(url)))
             keys += [key, *filter(None, [layout.sidecar_key(key)])]
-        keys.append(layout.manifest_key("test-a"))
+        keys.append(layout.manifest_key(BundleFacts("test-a")))
         assert len({key.lower() for key in keys}) == len(keys)
 
 
@@ -92,14 +93,14 @@ def test_keys_are_usable_everywhere_and_stay_under_their_prefix(
     layout: type[ObjectLayout | FolderLayout], prefix: str, url: str, bid: str
 ) -> None:
     laid = layout(prefix)
-    folder = PurePosixPath(laid.storage_key(bid))
-    key = laid.resource_key(bid, resource_name(url))
+    folder = PurePosixPath(laid.storage_key(BundleFacts(bid)))
+    key = laid.resource_key(BundleFacts(bid), ResourceFacts(resource_name(url)))
     assert check_key(key) == key
     assert key.isascii()
     assert PurePosixPath(key).parent == folder
     assert folder.is_relative_to(prefix)
     assert bid in str(folder)
-    for beside in (laid.manifest_key(bid), laid.sidecar_key(key)):
+    for beside in (laid.manifest_key(BundleFacts(bid)), laid.sidecar_key(key)):
         if beside is not None:
             check_key(beside)
             assert PurePosixPath(beside).is_relative_to(prefix)
@@ -107,15 +108,15 @@ def test_keys_are_usable_everywhere_and_stay_under_their_prefix(
 
 
 def test_the_layouts_of_the_seed() -> None:
-    objects: Layout = oc_layout("p", keeps_attributes=True)
-    assert objects.storage_key("test-a") == "p/bundles/test-a/resources"
-    assert objects.resource_key("test-a", "n") == "p/bundles/test-a/resources/n"
-    assert objects.manifest_key("test-a") == "p/bundles/test-a/metadata.json"
+    objects: Layout = make_layout("oc", "p", keeps_attributes=True)
+    assert objects.storage_key(BundleFacts("test-a")) == "p/bundles/test-a/resources"
+    assert objects.resource_key(BundleFacts("test-a"), ResourceFacts("n")) == "p/bundles/test-a/resources/n"
+    assert objects.manifest_key(BundleFacts("test-a")) == "p/bundles/test-a/metadata.json"
     assert objects.sidecar_key("p/bundles/test-a/resources/n") is None
-    folders: Layout = oc_layout("", keeps_attributes=False)
-    assert folders.resource_key("test-a", "n.html") == "bundle_test-a/n.html"
+    folders: Layout = make_layout("oc", "", keeps_attributes=False)
+    assert folders.resource_key(BundleFacts("test-a"), ResourceFacts("n.html")) == "bundle_test-a/n.html"
     assert folders.sidecar_key("bundle_test-a/n.html") == "bundle_test-a/n.html.meta"
-    assert folders.manifest_key("test-a") == "bundle_test-a/bundle.meta"
+    assert folders.manifest_key(BundleFacts("test-a")) == "bundle_test-a/bundle.meta"
 
 
 S3 = StagingSource("s3", "s3://bucket/", "staging")
@@ -212,7 +213,8 @@ def test_no_location_leaves_its_source(rest: str) -> None:
         assert key.startswith(source.prefix)
 
 
-ROUTE = Route("default", (Target("disk", FolderLayout()), Target("cloud", ObjectLayout("p"))))
+ROUTE = Route("default", (Target("disk", FolderLayout()), Target("cloud", ObjectLayout("p"), rank=1)))
+ROUTES = Routes((ROUTE,))
 
 
 def command(**resource: Any) -> ResourceFetched:
@@ -225,7 +227,7 @@ def command(**resource: Any) -> ResourceFetched:
 
 
 def test_the_plan_of_a_resource() -> None:
-    handler = ResourceFetchedHandler(SOURCES, ROUTE)
+    handler = ResourceFetchedHandler(SOURCES, ROUTES)
     plan = handler.plan(command(content_type="text/html", status_code=200))
     name = resource_name("https://example.com/a.html")
     assert (plan.source.staging, plan.source.key) == ("s3", "staging/x")
@@ -242,24 +244,24 @@ def test_the_plan_of_a_resource() -> None:
     }
     assert plan.bundle_targets == (
         BundleTarget("disk", "bundle_test-a", "bundle_test-a/bundle.meta"),
-        BundleTarget("cloud", "p/bundles/test-a/resources", "p/bundles/test-a/metadata.json"),
+        BundleTarget("cloud", "p/bundles/test-a/resources", "p/bundles/test-a/metadata.json", rank=1),
     )
     assert plan == handler.plan(command(content_type="text/html", status_code=200))
 
 
 def test_what_is_not_known_is_no_attribute() -> None:
-    plan = ResourceFetchedHandler(SOURCES, ROUTE).plan(command())
+    plan = ResourceFetchedHandler(SOURCES, ROUTES).plan(command())
     assert plan.writes[0].attributes.content_type is None
     assert plan.writes[0].attributes.metadata == {"url": "https://example.com/a.html"}
 
 
 def test_the_plan_of_a_close() -> None:
     close = BundleClosed(id="m", bundle=ClosedBundle(bid="test-a", recipe_id="r", resources_count=0))
-    plan = BundleClosedHandler(ROUTE).plan(close)
+    plan = BundleClosedHandler(ROUTES).plan(close)
     assert (plan.command, plan.route) == (close, "default")
-    assert plan.bundle_targets == ROUTE.bundle_targets("test-a")
+    assert plan.bundle_targets == ROUTE.bundle_targets(BundleFacts("test-a", "fr"))
 
 
 def test_a_message_does_not_widen_what_is_allowed() -> None:
     with pytest.raises(Refused, match="staging_not_allowed"):
-        ResourceFetchedHandler([FILE], ROUTE).plan(command())
+        ResourceFetchedHandler([FILE], ROUTES).plan(command())

@@ -24,8 +24,9 @@ from handlers.messages import (
     ResourceFetched,
     encode,
 )
-from handlers.plan import Route, StagingSource, Target
+from handlers.plan import StagingSource
 from handlers.resource_fetched import ResourceFetchedHandler
+from handlers.routes import Route, Routes, Target
 from worker.budget import Budget
 from worker.delivery import Delivery, LeaseKeeper, LeaseLost
 from worker.ledger.base import Entry, LedgerUnavailable, Recorded
@@ -68,12 +69,12 @@ class World:
     ) -> None:
         self.ledger, self.queue, self.staging, self.target = ledger, queue, staging, target
         self.completed = 0
-        route = Route("default", (Target("target", ObjectLayout()),))
+        routes = Routes((Route("default", (Target("target", ObjectLayout()),)),))
         source = StagingSource("staging", staging.location)
         self.keeper = LeaseKeeper(queue, Metrics())
         self.pipeline = Pipeline(
             ledger=ledger,
-            handlers=Handlers(ResourceFetchedHandler([source], route), BundleClosedHandler(route)),
+            handlers=Handlers(ResourceFetchedHandler([source], routes), BundleClosedHandler(routes)),
             staging={"staging": staging},
             targets={"target": target},
             max_message_bytes=100_000,

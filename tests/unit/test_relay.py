@@ -17,11 +17,12 @@ from worker.disposition import RetryPolicy
 from worker.ledger.base import OutboxRow
 from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
+from worker.manifest import manifest
 from worker.metrics import Metrics
 from worker.notification import event_id
 from worker.publishers.base import Notification, PublisherOptions, PublishError, PublishRefused
 from worker.publishers.embedded import EmbeddedPublisher, EmbeddedPublisherOptions
-from worker.relay import Relay, RelaySettings, manifest
+from worker.relay import Relay, RelaySettings
 
 HOUR = 3_600.0
 LAPSED = 0.001
@@ -164,7 +165,7 @@ async def test_case_79_late_resources_are_in_no_manifest(world: World) -> None:
     place = targets("a")[0]
 
     async def made() -> bytes:
-        chunks = manifest(bundle, place, event_id("a"), world.ledger.resources("a"))
+        chunks = manifest(bundle, place, world.ledger.resources("a"))
         return b"".join([chunk async for chunk in chunks])
 
     before = await made()
@@ -179,7 +180,7 @@ async def test_the_manifest_of_a_published_bundle_is_the_same_bytes(world: World
     await world.relay().announce_due()
     bundle = await world.ledger.bundle("a")
     assert bundle is not None
-    chunks = manifest(bundle, targets("a")[0], event_id("a"), world.ledger.resources("a"))
+    chunks = manifest(bundle, targets("a")[0], world.ledger.resources("a"))
     assert b"".join([chunk async for chunk in chunks]) == await read(world.disk, "disk/a/manifest")
 
 

@@ -15,8 +15,9 @@ from handlers.bundle_closed import BundleClosedHandler
 from handlers.dispatch import Handlers
 from handlers.layouts import ObjectLayout
 from handlers.messages import Bundle, BundleClosed, ClosedBundle, Payload, Resource, ResourceFetched, encode
-from handlers.plan import Route, StagingSource, Target
+from handlers.plan import StagingSource
 from handlers.resource_fetched import ResourceFetchedHandler
+from handlers.routes import Route, Routes, Target
 from worker import service as service_module
 from worker.budget import Budget
 from worker.disposition import RetryPolicy
@@ -154,7 +155,7 @@ class World:
     def service(self, *, drain: float = SOON) -> Service:
         metrics = Metrics()
         targets = {"target": self.target}
-        route = Route("default", (Target("target", ObjectLayout()),))
+        routes = Routes((Route("default", (Target("target", ObjectLayout()),)),))
         source = StagingSource("staging", self.staging.location)
         relay = Relay(
             ledger=self.ledger,
@@ -167,7 +168,7 @@ class World:
         )
         pipeline = Pipeline(
             ledger=self.ledger,
-            handlers=Handlers(ResourceFetchedHandler([source], route), BundleClosedHandler(route)),
+            handlers=Handlers(ResourceFetchedHandler([source], routes), BundleClosedHandler(routes)),
             staging={"staging": self.staging},
             targets=targets,
             max_message_bytes=100_000,

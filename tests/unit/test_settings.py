@@ -70,7 +70,7 @@ def test_without_anything_everything_lives_in_the_users_home(load: Load, tmp_pat
     assert root(settings, "staging") == home / "staging"
     assert root(settings) == home / "storage"
     assert settings.ledger.path == home / "ledger.db"
-    assert settings.route.targets == ("main",)
+    assert settings.routes["default"].targets == ("main",)
     assert (settings.worker.concurrency, settings.worker.drain_timeout) == (64, 25.0)
     assert (settings.admin.host, settings.admin.port) == ("127.0.0.1", 9464)
     assert not (tmp_path / "user").exists()
@@ -103,12 +103,12 @@ def test_environment_wins_over_file_and_makes_sections(load: Load) -> None:
 def test_environment_values_may_be_lists_quoted_null_or_empty(load: Load) -> None:
     settings = load(
         "targets: {a: {}, b: {}}\nworker: {concurrency: 3}\n",
-        TRANSLOAD_ROUTE__TARGETS="[b]",
+        TRANSLOAD_ROUTES__DEFAULT__TARGETS="[b]",
         TRANSLOAD_STAGING__MAIN__PREFIX="'[x]'",
         TRANSLOAD_WORKER__CONCURRENCY="",
         TRANSLOAD_RELAY="null",
     )
-    assert settings.route.targets == ("b",)
+    assert settings.routes["default"].targets == ("b",)
     assert settings.staging["main"].prefix == "[x]"
     assert settings.worker.concurrency == 3
 
@@ -149,7 +149,9 @@ def test_the_ledger_may_be_on_a_server(load: Load) -> None:
 
 
 def test_places_beside_main_do_not_share_its_directory(load: Load) -> None:
-    settings = load("targets: {main: {}, cold: {}}\nstaging: {main: {}, web: {}}\nroute: {targets: [cold]}\n")
+    settings = load(
+        "targets: {main: {}, cold: {}}\nstaging: {main: {}, web: {}}\nroutes: {default: {targets: [cold]}}\n"
+    )
     home = settings.home
     assert root(settings, "targets", "cold") == home / "storage-cold"
     assert root(settings, "staging", "web") == home / "staging-web"
@@ -282,8 +284,10 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
         ("worker: {retry_base: 9, retry_cap: 3}\n", "t.yaml:1: worker: retry_base is larger than retry_cap"),
         ("worker: {retry_cap: .inf}\n", "t.yaml:1: worker.retry_cap: 'inf' should be"),
         ("worker: {drain_timeout: .nan}\n", "t.yaml:1: worker.drain_timeout: 'nan' should be a finite number"),
-        ("route: {targets: [man]}\n", "t.yaml:1: route.targets: no target is named 'man'; did you mean 'main'?"),
-        ("targets: {a: {}, b: {}}\n", "t.yaml: route.targets: names 2 targets (a, b), and this version writes to exactly one"),
+        ("routes: {default: {targets: [man]}}\n", "t.yaml:1: routes.default.targets: no target is named 'man'; did you mean 'main'?"),
+        ("targets: {a: {}, b: {}}\nroutes: {x: {best_effort: [b, a]}}\n", "t.yaml:2: routes.x: all targets are best effort; a bundle has to wait for one: name it in targets"),
+        ("targets: {a: {}, b: {}}\nroutes: {x: {targets: [a], best_effort: [a]}}\n", "t.yaml:2: routes.x.best_effort: also among the route's targets (a); a bundle waits for a target or does not: keep one"),
+        ("routes: {x: {recipe: fr}}\n", "t.yaml:1: routes.x.recipe: unknown key; did you mean 'recipe_id'?"),
         ("ledger: {url: 'mysql://u:p@h/d'}\n", "t.yaml:1: ledger.url: 'mysql://**********@h/d' is refused: the ledger cannot be 'mysql'; use sqlite:///"),
         ("ledger: {url: 'postgresql+psycopg://u:p@h/d'}\n", "t.yaml:1: ledger.url: 'postgresql+psycopg://**********@h/d' is refused: the ledger talks to PostgreSQL through asyncpg, not 'psycopg'"),
         ("ledger: {url: 'postgresql://u:p@h'}\n", "t.yaml:1: ledger.url: 'postgresql://**********@h' is refused: the ledger's URL names a host and a database"),
@@ -310,7 +314,7 @@ def test_a_problem_says_what_is_wrong_and_what_to_do(load: Load, text: str, expe
         ("TRANSLOAD_WORKER____X", "1", "environment TRANSLOAD_WORKER____X: not a key path"),
         ("TRANSLOAD_COLOUR", "red", "environment TRANSLOAD_COLOUR: colour: unknown key"),
         ("TRANSLOAD_QUEUE", "sqs", "environment TRANSLOAD_QUEUE: queue: must be a mapping"),
-        ("TRANSLOAD_ROUTE__TARGETS", "[a", "environment TRANSLOAD_ROUTE__TARGETS: not a YAML list"),
+        ("TRANSLOAD_ROUTES__DEFAULT__TARGETS", "[a", "environment TRANSLOAD_ROUTES__DEFAULT__TARGETS: not a YAML list"),
         ("TRANSLOAD_WORKER__CONCURRENCY", "0", "environment TRANSLOAD_WORKER__CONCURRENCY: worker.concurrency: '0' should"),
         ("TRANSLOAD_CONFIG", "/nowhere/t.yaml", "/nowhere/t.yaml: cannot be read (No such file or directory); name an existing file"),
     ],
@@ -555,14 +559,14 @@ def test_redacted_shows_everything_but_secrets_in_the_shape_of_the_file(load: Lo
     assert shown["queue"]["endpoint_url"] == "http://**********@127.0.0.1:4566"
     assert shown["targets"]["main"]["bucket"] == "bbb"
     assert shown["targets"]["main"]["secret_access_key"] == "**********"
-    assert shown["route"] == {"targets": ["main"]}
+    assert shown["routes"]["default"]["targets"] == ["main"]
     assert "options" not in text
     assert CANARY not in repr(settings)
 
 
 def test_what_is_shown_can_be_loaded_again(load: Load) -> None:
     settings = load(
-        "targets: {main: {backend: file, prefix: a}, old: {}}\nroute: {targets: [main]}\nqueue: {type: memory, name: n}\n"
+        "targets: {main: {backend: file, prefix: a}, old: {}}\nroutes: {default: {targets: [main]}}\nqueue: {type: memory, name: n}\n"
     )
     assert load(yaml.safe_dump(settings.redacted())) == settings
 

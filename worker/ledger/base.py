@@ -111,6 +111,29 @@ class Entry:
     targets: tuple[BundleTarget, ...]
     resource: StoredResource | None = None
     close: Close | None = None
+    missing: tuple["Transfer", ...] = ()
+    """Best-effort targets that are still without the resource's payload."""
+    noted: bool = False
+    """Some of its transfers may have been noted before; those notes end with this entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What became of a message's payload in one target: it lies there, or the last try failed."""
+
+    target: str
+    stored: StoredObject | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BundleTransfer:
+    """A transfer as one of a bundle. `updated_at` is milliseconds since the epoch, by the database's clock."""
+
+    message_id: str
+    resource_id: str
+    updated_at: int
+    transfer: Transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +229,30 @@ class Ledger(Protocol):
         """Commit what a message changed. The last resource or the closing also commits the bundle's outbox row."""
         ...
 
+    async def transfers(self, message_id: str) -> Sequence[Transfer]:
+        """Which targets have the message's payload and which do not; empty when it was never tried, or when all have it."""
+        ...
+
+    async def note_transfers(self, entry: Entry, transfers: Sequence[Transfer]) -> None:
+        """Note what became of the payload in some targets. What one has, it has: a later failure does not change that."""
+        ...
+
+    async def settle(self, entry: Entry, transfers: Sequence[Transfer]) -> None:
+        """For a message recorded before: targets that were without its payload have it now, or failed again."""
+        ...
+
+    async def forget_transfers(self, message_id: str) -> None:
+        """All targets have the payload, and all that had to follow from it is done."""
+        ...
+
+    async def bundle_transfers(self, bid: str) -> Sequence[BundleTransfer]:
+        """The transfers of a bundle whose payloads not all of their targets have yet."""
+        ...
+
+    async def missing(self, bid: str) -> Mapping[str, int]:
+        """How many payloads of the bundle each target is still without, tried at least once; empty when none is."""
+        ...
+
     async def attempts(self, queue: str, message_id: str) -> Sequence[Attempt]:
         """What is known of earlier tries at a queue's message, the first one first; one that never ended is `Crashed`."""
         ...
@@ -274,7 +321,10 @@ class Ledger(Protocol):
         ...
 
     async def staged(self, age: float, limit: int) -> Sequence[str]:
-        """Bundles published at least `age` seconds ago whose staged payloads are not known to be deleted."""
+        """Bundles published at least `age` seconds ago whose staged payloads are not known to be deleted, nor needed.
+
+        A payload that a target is still without is needed.
+        """
         ...
 
     async def mark_unstaged(self, seen: Mapping[str, int]) -> None:
@@ -292,7 +342,7 @@ class Ledger(Protocol):
         ...
 
     async def forget_attempts(self, age: float, limit: int) -> int:
-        """Delete up to `limit` notes of tries older than `age` seconds; how many."""
+        """Delete up to `limit` notes of tries and of unrecorded transfers older than `age` seconds; how many."""
         ...
 
     async def probe(self) -> None:

@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, update
 
 from worker.ledger.base import Retired
-from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources
+from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources, transfers
+from worker.ledger.transfers import is_missing
 
 
 def staged(conn: Connection, age_ms: int, limit: int) -> Sequence[str]:
-    """Published bundles whose payloads may lie in staging, the oldest first."""
+    """Published bundles whose payloads may lie in staging, and that no target waits for, the oldest first."""
+    needed = exists().where(transfers.c.bid == bundles.c.bid, is_missing())
     statement = (
         select(bundles.c.bid)
-        .where(*_published_before(age_ms), bundles.c.unstaged_at.is_(None))
+        .where(*_published_before(age_ms), bundles.c.unstaged_at.is_(None), ~needed)
         .order_by(bundles.c.published_at)
         .limit(limit)
     )
@@ -58,6 +60,7 @@ def retire(conn: Connection, age_ms: int, limit: int, *, unstaged_only: bool) ->
     conn.execute(delete(objects).where(objects.c.bid.in_(bids)))
     stored = conn.execute(delete(resources).where(resources.c.bid.in_(bids))).rowcount
     known = conn.execute(delete(messages).where(messages.c.bid.in_(bids))).rowcount
+    conn.execute(delete(transfers).where(transfers.c.bid.in_(bids)))
     conn.execute(delete(outbox).where(outbox.c.bid.in_(bids)))
     conn.execute(delete(bundles).where(bundles.c.bid.in_(bids)))
     return Retired(len(bids), stored, known)

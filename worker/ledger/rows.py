@@ -27,7 +27,7 @@ def bundle_row(entry: Entry, now: int) -> dict[str, Any]:
         "closed": False,
         "meta": dict(entry.meta),
         "metadata": {},
-        "targets": [[t.target, t.storage_key, t.manifest_key] for t in entry.targets],
+        "targets": [],
         "created_at": now,
     }
 
@@ -70,8 +70,11 @@ def object_rows(entry: Entry) -> Iterable[dict[str, Any]]:
         }
 
 
-def outbox_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row that announces a bundle which was just completed, with the final bytes of its notification."""
+def outbox_row(row: Mapping[str, Any], missing: Mapping[str, int]) -> dict[str, Any]:
+    """The row that announces a bundle which was just completed, with the final bytes of its notification.
+
+    `missing`: how many payloads a best-effort target is still without, by target.
+    """
     return {
         "event_id": notification.event_id(row["bid"]),
         "bid": row["bid"],
@@ -83,7 +86,8 @@ def outbox_row(row: Mapping[str, Any]) -> dict[str, Any]:
             resources_count=row["stored_count"],
             completed_at=row["completed_at"],
             metadata=row["metadata"],
-            targets=[BundleTarget(*target) for target in row["targets"]],
+            targets=bundle_targets(row["targets"]),
+            missing=missing,
         ),
         "state": "pending",
         "due_at": row["completed_at"],
@@ -110,6 +114,24 @@ def outbox_entry(row: Row[Any]) -> OutboxEntry:
     )
 
 
+def bundle_targets(stored: Sequence[Sequence[Any]]) -> tuple[BundleTarget, ...]:
+    """Where a bundle lies, the target that is announced first."""
+    places = [BundleTarget(*place) for place in stored]
+    return tuple(sorted(places, key=lambda place: (not place.required, place.rank)))
+
+
+def _merged(stored: Sequence[Sequence[Any]], places: Iterable[BundleTarget]) -> list[list[Any]]:
+    """With those added that are new: resources of one bundle may take different routes, and a route may change."""
+    merged = {(place[0], place[1]): list(place) for place in stored}
+    for place in places:
+        # An older release reads three facts; it knows one target only, which needs no more.
+        more = [] if place.required and not place.rank else [place.required, place.rank]
+        merged.setdefault(
+            (place.target, place.storage_key), [place.target, place.storage_key, place.manifest_key, *more]
+        )
+    return list(merged.values())
+
+
 def fold(row: dict[str, Any], entries: Sequence[Entry], stored: int, now: int) -> None:
     """Bring a locked bundle row up to date with the entries that concern it; `stored` of them are new resources.
 
@@ -124,6 +146,8 @@ def fold(row: dict[str, Any], entries: Sequence[Entry], stored: int, now: int) -
     row["changed"] = True
     row["stored_count"] += stored
     for entry in entries:
+        if entry.resource is not None:
+            row["targets"] = _merged(row["targets"], entry.targets)
         if entry.close is not None and not row["closed"]:
             row["closed"] = True
             row["resources_count"] = entry.close.resources_count
@@ -132,6 +156,9 @@ def fold(row: dict[str, Any], entries: Sequence[Entry], stored: int, now: int) -
             row["resources_count"] = entry.resources_count
     if row["resources_count"] is not None and row["stored_count"] >= row["resources_count"]:
         row["state"], row["completes"], row["completed_at"] = "complete", True, now
+        if not row["targets"]:
+            # A bundle of nothing: its empty manifest lies where its resources would.
+            row["targets"] = _merged([], next(entry.targets for entry in entries if entry.close is not None))
 
 
 def bundle_record(row: Row[Any]) -> BundleRecord:
@@ -146,7 +173,7 @@ def bundle_record(row: Row[Any]) -> BundleRecord:
         closed=row.closed,
         meta=row.meta,
         metadata=row.metadata,
-        targets=tuple(BundleTarget(*target) for target in row.targets),
+        targets=bundle_targets(row.targets),
         created_at=row.created_at,
         completed_at=row.completed_at,
         published_at=row.published_at,

@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-HEAD = "0002"
+HEAD = "0003"
 """The revision this release works with; a test holds it to Alembic's own head."""
 
 metadata = MetaData()
@@ -116,6 +116,21 @@ attempts = Table(
     Index("attempts_by_age", "began_at"),
 )
 """Tries at messages that came back, or came to nothing. Without `ended_at`: under way, or its process died."""
+
+transfers = Table(
+    "transfers",
+    metadata,
+    Column("message_id", Text, primary_key=True),
+    Column("target", Text, primary_key=True),
+    Column("bid", Text, nullable=False),
+    Column("resource_id", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("stored", JSON),
+    Column("error", Text),
+    Column("updated_at", BigInteger, nullable=False),
+    Index("transfers_by_bid", "bid", "target", "state"),
+)
+"""What became of a message's payload in each target, for as long as not all of them have it. Empty when all is well."""
 
 schema_compatibility = Table(
     "schema_compatibility",

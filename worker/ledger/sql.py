@@ -7,21 +7,23 @@ transactions begin IMMEDIATE) and its compiler leaves out.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import groupby
+from functools import partial
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import Connection, Select, Table, bindparam, func, select, tuple_, update
+from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from backends.failpoints import failpoint
 from worker.attempts import Attempt
 from worker.batcher import Batcher
-from worker.ledger import retention, tries
+from worker.ledger import completions, queries, retention, tries
+from worker.ledger import transfers as of_transfers
 from worker.ledger.base import (
     BundleRecord,
     BundleState,
+    BundleTransfer,
     Entry,
     LedgerBusy,
     LedgerError,
@@ -32,23 +34,13 @@ from worker.ledger.base import (
     OutboxState,
     Recorded,
     Retired,
-    StoredObject,
     StoredResource,
     Summary,
+    Transfer,
 )
 from worker.ledger.database import Database
-from worker.ledger.rows import (
-    bundle_record,
-    bundle_row,
-    fold,
-    message_row,
-    object_rows,
-    outbox_entry,
-    outbox_row,
-    resource_key,
-    resource_row,
-)
-from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, probe, resources
+from worker.ledger.recording import Recorder
+from worker.ledger.schema import bundles, now_ms, outbox, probe
 
 _COMMIT_LIMIT = 200
 """Entries a transaction takes at most: enough to hide the fsync, few enough to keep it short."""
@@ -90,10 +82,7 @@ class SqlLedger:
         self._database = database
         dialect = sqlite if database.dialect == "sqlite" else postgresql
         self._insert_into = cast("Callable[..., sqlite.Insert]", dialect.insert)
-        self._insert_new = {
-            table: self._insert_into(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
-            for table in (messages, bundles, resources, objects, outbox)
-        }
+        self._recorder = Recorder(self._insert_into, database.notify)
         self._records: Batcher[Entry, Recorded] = Batcher(
             self._record_all, limit=_COMMIT_LIMIT, name="ledger-record"
         )
@@ -102,6 +91,12 @@ class SqlLedger:
         )
         self._withdrawals: Batcher[tuple[str, str, int], None] = Batcher(
             self._withdraw_all, limit=_COMMIT_LIMIT, name="ledger-withdraw"
+        )
+        self._notes: Batcher[tuple[Entry, tuple[Transfer, ...]], None] = Batcher(
+            self._note_all, limit=_COMMIT_LIMIT, name="ledger-note"
+        )
+        self._transfers: Batcher[str, Sequence[Transfer]] = Batcher(
+            self._transfers_all, limit=_COMMIT_LIMIT, name="ledger-transfers"
         )
         self._finds: Batcher[str, str | None] = Batcher(
             self._find_all, limit=_COMMIT_LIMIT, name="ledger-find"
@@ -112,6 +107,29 @@ class SqlLedger:
 
     async def record(self, entry: Entry) -> Recorded:
         return await self._records.submit(entry)
+
+    async def transfers(self, message_id: str) -> Sequence[Transfer]:
+        return await self._transfers.submit(message_id)
+
+    async def note_transfers(self, entry: Entry, transfers: Sequence[Transfer]) -> None:
+        await self._notes.submit((entry, tuple(transfers)))
+
+    async def settle(self, entry: Entry, transfers: Sequence[Transfer]) -> None:
+        failpoint("ledger.settle.before")
+        await self._database.write(lambda conn: self._settle(conn, entry, transfers))
+        failpoint("ledger.settle.after")
+
+    async def forget_transfers(self, message_id: str) -> None:
+        failpoint("ledger.forget_transfers.before")
+        await self._database.write(lambda conn: of_transfers.forget(conn, [message_id]))
+        failpoint("ledger.forget_transfers.after")
+
+    async def bundle_transfers(self, bid: str) -> Sequence[BundleTransfer]:
+        return await self._database.read(lambda conn: of_transfers.of_bundle(conn, bid))
+
+    async def missing(self, bid: str) -> Mapping[str, int]:
+        counted = await self._database.read(lambda conn: of_transfers.missing(conn, [bid]))
+        return counted.get(bid, {})
 
     async def attempts(self, queue: str, message_id: str) -> Sequence[Attempt]:
         return await self._database.read(lambda conn: tries.listed(conn, queue, message_id))
@@ -130,56 +148,19 @@ class SqlLedger:
         await self._withdrawals.submit((queue, message_id, number))
 
     async def claim(self, limit: int, lease: float) -> Sequence[OutboxRow]:
-        due = (
-            select(outbox.c.event_id)
-            .where(outbox.c.state == "pending", outbox.c.due_at <= now_ms())
-            .order_by(outbox.c.due_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-            # Evaluated once, whatever the plan: PostgreSQL may run a plain subquery anew and then lock more than the limit.
-            .cte("due")
-            .prefix_with("MATERIALIZED", dialect="postgresql")
-        )
-        statement = (
-            update(outbox)
-            .where(outbox.c.event_id.in_(select(due.c.event_id)))
-            .values(
-                due_at=now_ms() + _ms(lease),
-                attempts=outbox.c.attempts + 1,
-                generation=outbox.c.generation + 1,
-            )
-            .returning(
-                outbox.c.event_id,
-                outbox.c.bid,
-                outbox.c.recipe_id,
-                outbox.c.body,
-                outbox.c.completed_at,
-                outbox.c.attempts,
-                outbox.c.generation,
-            )
-        )
         failpoint("ledger.claim.before")
-        rows = await self._database.write(lambda conn: conn.execute(statement).all())
+        rows = await self._database.write(lambda conn: completions.claim(conn, limit, _ms(lease)))
         failpoint("ledger.claim.after")
-        return sorted((OutboxRow(*row) for row in rows), key=lambda row: (row.completed_at, row.event_id))
+        return rows
 
     async def renew(self, rows: Sequence[OutboxRow], lease: float) -> int:
         return len(await self._change(rows, due_at=now_ms() + _ms(lease)))
 
     async def mark_published(self, rows: Sequence[OutboxRow]) -> int:
-        def work(conn: Connection) -> int:
-            marked = _change_claimed(conn, rows, state="published", published_at=now_ms(), error=None)
-            conn.execute(
-                update(bundles)
-                .where(bundles.c.bid.in_(marked))
-                .values(state="published", published_at=now_ms())
-            )
-            return len(marked)
-
         if not rows:
             return 0
         failpoint("ledger.mark.before")
-        marked = await self._database.write(work)
+        marked = await self._database.write(lambda conn: completions.mark_published(conn, rows))
         failpoint("ledger.mark.after")
         return marked
 
@@ -192,66 +173,38 @@ class SqlLedger:
         return bool(await self._change([row], state="parked", error=tries.storable(error)))
 
     async def pending(self) -> int:
-        statement = select(func.count()).select_from(outbox).where(outbox.c.state == "pending")
-        return await self._database.read(lambda conn: conn.execute(statement).scalar_one())
+        return await self._database.read(queries.pending)
 
     async def bundle(self, bid: str) -> BundleRecord | None:
-        statement = select(bundles).where(bundles.c.bid == bid)
-        row = await self._database.read(lambda conn: conn.execute(statement).one_or_none())
-        return None if row is None else bundle_record(row)
+        return await self._database.read(lambda conn: queries.bundle(conn, bid))
 
     async def bundles(self, state: BundleState | None = None, limit: int = 100) -> Sequence[BundleRecord]:
-        statement = select(bundles).order_by(bundles.c.created_at.desc(), bundles.c.bid.desc()).limit(limit)
-        if state is not None:
-            statement = statement.where(bundles.c.state == state)
-        rows = await self._database.read(lambda conn: conn.execute(statement).all())
-        return [bundle_record(row) for row in rows]
+        return await self._database.read(lambda conn: queries.newest_bundles(conn, state, limit))
 
     async def resources(self, bid: str) -> AsyncIterator[StoredResource]:
         after = ""
         while True:
-            page = await self._database.read(lambda conn, after=after: _resource_page(conn, bid, after))  # type: ignore[misc] # mypy: no type for a lambda's default
+            page = await self._database.read(partial(queries.resource_page, bid=bid, after=after))
             for resource in page:
                 yield resource
-            if len(page) < _PAGE:
+            if len(page) < queries.PAGE:
                 return
             after = page[-1].resource_id
 
     async def outbox(self, state: OutboxState | None = None, limit: int = 100) -> Sequence[OutboxEntry]:
-        statement = select(outbox).order_by(outbox.c.completed_at, outbox.c.event_id).limit(limit)
-        if state is not None:
-            statement = statement.where(outbox.c.state == state)
-        rows = await self._database.read(lambda conn: conn.execute(statement).all())
-        return [outbox_entry(row) for row in rows]
+        return await self._database.read(lambda conn: queries.completions(conn, state, limit))
 
     async def retry_parked(self, event_ids: Sequence[str] | None = None) -> int:
-        statement = update(outbox).where(outbox.c.state == "parked").values(**_due_now())
-        if event_ids is not None:
-            statement = statement.where(outbox.c.event_id.in_(event_ids))
-
-        def work(conn: Connection) -> int:
-            self._database.notify(conn)
-            return conn.execute(statement).rowcount
-
         failpoint("ledger.retry_parked.before")
-        changed = await self._database.write(work)
+        changed = await self._database.write(
+            lambda conn: completions.retry_parked(conn, event_ids, self._database.notify)
+        )
         failpoint("ledger.retry_parked.after")
         return changed
 
     async def replay(self, bid: str) -> OutboxState | None:
-        def work(conn: Connection) -> OutboxState | None:
-            # First the bundle, as everybody does: it may be retired at this moment.
-            conn.execute(select(bundles.c.bid).where(bundles.c.bid == bid).with_for_update())
-            found = select(outbox.c.state).where(outbox.c.bid == bid).with_for_update()
-            before: OutboxState | None = conn.execute(found).scalar_one_or_none()
-            if before == "published":
-                anew = {**_due_now(), "replays": outbox.c.replays + 1}
-                conn.execute(update(outbox).where(outbox.c.bid == bid).values(anew))
-                self._database.notify(conn)
-            return before
-
         failpoint("ledger.replay.before")
-        before = await self._database.write(work)
+        before = await self._database.write(lambda conn: completions.replay(conn, bid, self._database.notify))
         failpoint("ledger.replay.after")
         return before
 
@@ -273,7 +226,11 @@ class SqlLedger:
 
     async def forget_attempts(self, age: float, limit: int) -> int:
         failpoint("ledger.forget_attempts.before")
-        forgotten = await self._database.write(lambda conn: tries.forget(conn, _ms(age), limit))
+        forgotten = await self._database.write(
+            lambda conn: (
+                tries.forget(conn, _ms(age), limit) + of_transfers.forget_unrecorded(conn, _ms(age), limit)
+            )
+        )
         failpoint("ledger.forget_attempts.after")
         return forgotten
 
@@ -287,10 +244,17 @@ class SqlLedger:
         await self._database.watch(wake)
 
     async def summary(self) -> Summary:
-        return await self._database.read(_summary)
+        return await self._database.read(queries.summary)
 
     async def aclose(self) -> None:
-        batchers = (self._records, self._begins, self._withdrawals, self._finds)
+        batchers = (
+            self._records,
+            self._begins,
+            self._withdrawals,
+            self._notes,
+            self._transfers,
+            self._finds,
+        )
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await asyncio.gather(*(batcher.aclose() for batcher in batchers))
@@ -298,11 +262,29 @@ class SqlLedger:
         await self._database.aclose()
 
     async def _find_all(self, ids: Sequence[str]) -> Sequence[str | None]:
-        statement = select(messages.c.id, messages.c.fingerprint).where(messages.c.id.in_(ids))
-        found = dict(
-            await self._database.read(lambda conn: [(row[0], row[1]) for row in conn.execute(statement)])
-        )
-        return [found.get(message_id) for message_id in ids]
+        return await self._database.read(lambda conn: queries.fingerprints(conn, ids))
+
+    async def _transfers_all(self, ids: Sequence[str]) -> Sequence[Sequence[Transfer]]:
+        return await self._database.read(lambda conn: of_transfers.of_messages(conn, ids))
+
+    async def _note_all(
+        self, notes: Sequence[tuple[Entry, tuple[Transfer, ...]]]
+    ) -> Sequence[BaseException | None]:
+        each = [(entry, transfer) for entry, transfers in notes for transfer in transfers]
+        try:
+            failpoint("ledger.note_transfers.before")
+            await self._database.write(lambda conn: of_transfers.note(conn, self._insert_into, each))
+            failpoint("ledger.note_transfers.after")
+            return [None] * len(notes)
+        except LedgerRefused as exc:
+            return await _apart(exc, [[one] for one in notes], self._note_all)
+
+    def _settle(self, conn: Connection, entry: Entry, transfers: Sequence[Transfer]) -> None:
+        held = select(bundles.c.bid).where(bundles.c.bid == entry.bid).with_for_update()
+        if conn.execute(held).one_or_none() is None:
+            raise LedgerUnavailable("the bundle was retired at this moment; its message begins it anew")
+        self._recorder.lay(conn, [entry])
+        of_transfers.note(conn, self._insert_into, [(entry, transfer) for transfer in transfers])
 
     async def _begin_all(self, keys: Sequence[tuple[str, str]]) -> Sequence[int | BaseException]:
         try:
@@ -325,7 +307,7 @@ class SqlLedger:
     async def _record_all(self, entries: Sequence[Entry]) -> Sequence[Recorded | BaseException]:
         try:
             failpoint("ledger.record.before")
-            recorded = await self._database.write(lambda conn: self._commit(conn, entries))
+            recorded = await self._database.write(lambda conn: self._recorder.commit(conn, entries))
             failpoint("ledger.record.after")
             return recorded  # noqa: TRY300 - an else would part it from its failpoints
         except LedgerRefused as exc:
@@ -340,181 +322,14 @@ class SqlLedger:
             answered = {id(entry): outcome for entry, outcome in zip(apart, outcomes, strict=True)}
             return [answered[id(entry)] for entry in entries]
 
-    def _commit(self, conn: Connection, entries: Sequence[Entry]) -> Sequence[Recorded]:
-        """The transaction behind `record`. Locks are taken in the order of ids, then of bids: two workers cannot deadlock."""
-        now = conn.execute(select(now_ms())).scalar_one()
-        meaning = self._claim_ids(conn, entries, now)
-        accepted = [entry for entry in entries if meaning[entry.message_id] == entry.fingerprint]
-        known = self._lock_bundles(conn, accepted, now)
-        inserted = self._insert(
-            conn, resources, (resource_row(e, known[e.bid], now) for e in accepted if e.resource is not None)
-        )
-        self._insert(
-            conn, objects, (row for e in accepted if resource_key(e) in inserted for row in object_rows(e))
-        )
-        for bid, row in known.items():
-            mine = [entry for entry in accepted if entry.bid == bid]
-            fold(row, mine, sum(1 for key in inserted if key[0] == bid), now)
-        self._save_bundles(conn, [row for row in known.values() if row["changed"]])
-        finished = {bid: row for bid, row in known.items() if row["completes"]}
-        self._insert(conn, outbox, (outbox_row(row) for row in finished.values()))
-        if finished:
-            self._database.notify(conn)
-        last = {entry.bid: entry for entry in accepted}
-        return [
-            Recorded(
-                completed=entry.bid in finished and entry is last[entry.bid],
-                late=known[entry.bid]["was"] != "open" and resource_key(entry) in inserted,
-            )
-            if meaning[entry.message_id] == entry.fingerprint
-            else Recorded(conflict=True)
-            for entry in entries
-        ]
-
-    def _claim_ids(self, conn: Connection, entries: Sequence[Entry], now: int) -> Mapping[str, str]:
-        """What each message id stands for, from now on or since before: two deliveries may race with one id."""
-        ordered = sorted(entries, key=lambda entry: entry.message_id)
-        fresh = self._insert(conn, messages, (message_row(entry, now) for entry in ordered))
-        first = {entry.message_id: entry.fingerprint for entry in reversed(ordered)}
-        before = [message_id for message_id in first if (message_id,) not in fresh]
-        if before:
-            statement = select(messages.c.id, messages.c.fingerprint).where(messages.c.id.in_(before))
-            first.update((row[0], row[1]) for row in conn.execute(statement))
-        return first
-
-    def _lock_bundles(
-        self, conn: Connection, entries: Sequence[Entry], now: int
-    ) -> dict[str, dict[str, Any]]:
-        """The rows of all bundles concerned, made where they are new, held until commit."""
-        first = {entry.bid: entry for entry in reversed(entries)}
-        bids = sorted(first)
-        self._insert(conn, bundles, (bundle_row(first[bid], now) for bid in bids))
-        statement = select(bundles).where(bundles.c.bid.in_(bids)).order_by(bundles.c.bid).with_for_update()
-        known = {
-            row.bid: {**row._asdict(), "was": row.state, "changed": False, "completes": False}
-            for row in conn.execute(statement)
-        }
-        if len(known) < len(bids):
-            raise LedgerUnavailable("a bundle was retired at this moment; its late resource begins it anew")
-        return known
-
-    def _insert(
-        self, conn: Connection, table: Table, rows: Iterable[Mapping[str, Any]]
-    ) -> set[tuple[Any, ...]]:
-        """Insert the rows whose key is not there yet; the keys of those that were inserted."""
-        values = list(rows)
-        return {tuple(row) for row in conn.execute(self._insert_new[table], values)} if values else set()
-
-    def _save_bundles(self, conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-        columns = (
-            "state",
-            "resources_count",
-            "stored_count",
-            "closed",
-            "metadata",
-            "completed_at",
-            "unstaged_at",
-        )
-        if rows:
-            conn.execute(
-                update(bundles)
-                .where(bundles.c.bid == bindparam("the_bid"))
-                .values({name: bindparam(f"new_{name}") for name in columns}),
-                [{"the_bid": row["bid"], **{f"new_{name}": row[name] for name in columns}} for row in rows],
-            )
-
     async def _change(self, rows: Sequence[OutboxRow], **values: Any) -> Sequence[str]:
         if not rows:
             return []
         failpoint("ledger.change.before")
-        changed = await self._database.write(lambda conn: _change_claimed(conn, rows, **values))
+        changed = await self._database.write(lambda conn: completions.change_claimed(conn, rows, values))
         failpoint("ledger.change.after")
         return changed
 
 
-def _due_now() -> dict[str, Any]:
-    """For a row that is announced on request. The generation grows, so that no earlier claim can change it."""
-    return {
-        "state": "pending",
-        "due_at": now_ms(),
-        "attempts": 0,
-        "generation": outbox.c.generation + 1,
-        "error": None,
-    }
-
-
 def _ms(seconds: float) -> int:
     return int(seconds * 1000)
-
-
-def _change_claimed(conn: Connection, rows: Sequence[OutboxRow], **values: Any) -> Sequence[str]:
-    """Change the rows whose claim still holds; their bids."""
-    claims = [(row.event_id, row.generation) for row in rows]
-    statement = (
-        update(outbox)
-        .where(outbox.c.state == "pending", tuple_(outbox.c.event_id, outbox.c.generation).in_(claims))
-        .values(**values)
-        .returning(outbox.c.bid)
-    )
-    return conn.execute(statement).scalars().all()
-
-
-def _resource_page(conn: Connection, bid: str, after: str) -> Sequence[StoredResource]:
-    page = conn.execute(
-        select(resources)
-        .where(resources.c.bid == bid, resources.c.resource_id > after)
-        .order_by(resources.c.resource_id)
-        .limit(_PAGE)
-    ).all()
-    if not page:
-        return []
-    lying = conn.execute(
-        select(objects)
-        .where(objects.c.bid == bid, objects.c.resource_id.between(page[0].resource_id, page[-1].resource_id))
-        .order_by(objects.c.resource_id, objects.c.target, objects.c.key)
-    ).all()
-    of_resource: dict[str, tuple[StoredObject, ...]] = defaultdict(tuple)
-    for resource_id, rows in groupby(lying, key=lambda row: cast("str", row.resource_id)):
-        of_resource[resource_id] = tuple(
-            StoredObject(row.target, row.key, row.size, row.sha256, row.etag, row.version) for row in rows
-        )
-    return [
-        StoredResource(
-            resource_id=row.resource_id,
-            url=row.url,
-            content_type=row.content_type,
-            status_code=row.status_code,
-            meta=row.meta,
-            location=row.location,
-            objects=of_resource[row.resource_id],
-            late=row.late,
-        )
-        for row in page
-    ]
-
-
-def _summary(conn: Connection) -> Summary:
-    def one(statement: Select[Any]) -> Any:
-        return conn.execute(statement).scalar_one()
-
-    def age(statement: Select[Any]) -> float | None:
-        oldest = one(statement)
-        return None if oldest is None else max(0.0, (now - oldest) / 1000)
-
-    now = one(select(now_ms()))
-    counted = {
-        row[0]: row[1]
-        for row in conn.execute(select(bundles.c.state, func.count()).group_by(bundles.c.state))
-    }
-    waiting = {
-        row[0]: row[1] for row in conn.execute(select(outbox.c.state, func.count()).group_by(outbox.c.state))
-    }
-    states: tuple[BundleState, ...] = ("open", "complete", "published")
-    return Summary(
-        bundles={state: counted.get(state, 0) for state in states},
-        resources=one(select(func.coalesce(func.sum(bundles.c.stored_count), 0))),
-        outbox_pending=waiting.get("pending", 0),
-        outbox_parked=waiting.get("parked", 0),
-        oldest_incomplete_age=age(select(func.min(bundles.c.created_at)).where(bundles.c.state == "open")),
-        oldest_pending_age=age(select(func.min(outbox.c.completed_at)).where(outbox.c.state == "pending")),
-    )

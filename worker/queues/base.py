@@ -196,6 +196,11 @@ class QueueOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def queue_name(self) -> str:
+        """What routes know the queue by."""
+        return ""
+
 
 class Queue(Protocol):
     """See the module's docstring for what holds everywhere; adapters document only how they differ."""

@@ -75,6 +75,11 @@ class EmbeddedOptions(QueueOptions):
             raise ValueError("dead_letter_queue must differ from queue")
         return self
 
+    @property
+    def queue_name(self) -> str:
+        """As configured."""
+        return self.queue
+
 
 class EmbeddedQueue:
     """A queue in a SQLite file. A message that is moved to the dead letters keeps its id and its time of sending."""

@@ -61,6 +61,11 @@ class MemoryOptions(QueueOptions):
     name: str = Field(default="memory", min_length=1, description="The queue's name.")
     lease: float = Field(default=60.0, gt=0, description="Seconds a received message stays hidden.")
 
+    @property
+    def queue_name(self) -> str:
+        """As configured."""
+        return self.name
+
 
 class MemoryQueue:
     """A queue that lives as long as its instance."""

@@ -109,6 +109,11 @@ class RabbitQueueOptions(RabbitOptions, QueueOptions):
         "false: they must be there.",
     )
 
+    @property
+    def queue_name(self) -> str:
+        """As configured."""
+        return self.queue
+
 
 class RabbitQueue:
     """One quorum queue, through two connections: one consumes, the other publishes."""

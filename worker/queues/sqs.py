@@ -79,6 +79,11 @@ class SqsQueueOptions(SqsOptions, QueueOptions):
         description="Where dead letters go; default: the target of the queue's RedrivePolicy.",
     )
 
+    @property
+    def queue_name(self) -> str:
+        """The last part of its URL."""
+        return self.queue_url.rstrip("/").rpartition("/")[2]
+
 
 class SqsQueue:
     """One SQS queue. Deletes and visibility changes of concurrent calls share requests of ten."""

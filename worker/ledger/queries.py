@@ -1,0 +1,125 @@
+"""What the ledger tells: its read transactions.
+
+Called by worker/ledger/sql.py only.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, cast
+
+from sqlalchemy import Connection, Select, func, select
+
+from worker.ledger.base import (
+    BundleRecord,
+    BundleState,
+    OutboxEntry,
+    OutboxState,
+    StoredObject,
+    StoredResource,
+    Summary,
+)
+from worker.ledger.rows import bundle_record, outbox_entry
+from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources
+
+PAGE = 500
+"""Resources read at a time."""
+
+
+def fingerprints(conn: Connection, ids: Sequence[str]) -> Sequence[str | None]:
+    """What each message id stands for, None where it was never recorded."""
+    statement = select(messages.c.id, messages.c.fingerprint).where(messages.c.id.in_(ids))
+    found = {row[0]: cast("str", row[1]) for row in conn.execute(statement)}
+    return [found.get(message_id) for message_id in ids]
+
+
+def bundle(conn: Connection, bid: str) -> BundleRecord | None:
+    """One bundle."""
+    row = conn.execute(select(bundles).where(bundles.c.bid == bid)).one_or_none()
+    return None if row is None else bundle_record(row)
+
+
+def newest_bundles(conn: Connection, state: BundleState | None, limit: int) -> Sequence[BundleRecord]:
+    """Newest first."""
+    statement = select(bundles).order_by(bundles.c.created_at.desc(), bundles.c.bid.desc()).limit(limit)
+    if state is not None:
+        statement = statement.where(bundles.c.state == state)
+    return [bundle_record(row) for row in conn.execute(statement)]
+
+
+def completions(conn: Connection, state: OutboxState | None, limit: int) -> Sequence[OutboxEntry]:
+    """Oldest first."""
+    statement = select(outbox).order_by(outbox.c.completed_at, outbox.c.event_id).limit(limit)
+    if state is not None:
+        statement = statement.where(outbox.c.state == state)
+    return [outbox_entry(row) for row in conn.execute(statement)]
+
+
+def pending(conn: Connection) -> int:
+    """Completions still to be announced, parked ones not counted."""
+    statement = select(func.count()).select_from(outbox).where(outbox.c.state == "pending")
+    return conn.execute(statement).scalar_one()
+
+
+def resource_page(conn: Connection, bid: str, after: str) -> Sequence[StoredResource]:
+    """The bundle's next resources beyond the id `after`."""
+    page = conn.execute(
+        select(resources)
+        .where(resources.c.bid == bid, resources.c.resource_id > after)
+        .order_by(resources.c.resource_id)
+        .limit(PAGE)
+    ).all()
+    if not page:
+        return []
+    lying = conn.execute(
+        select(objects)
+        .where(objects.c.bid == bid, objects.c.resource_id.between(page[0].resource_id, page[-1].resource_id))
+        .order_by(objects.c.resource_id, objects.c.target, objects.c.key)
+    ).all()
+    of_resource: dict[str, tuple[StoredObject, ...]] = defaultdict(tuple)
+    for resource_id, rows in groupby(lying, key=lambda row: cast("str", row.resource_id)):
+        of_resource[resource_id] = tuple(
+            StoredObject(row.target, row.key, row.size, row.sha256, row.etag, row.version) for row in rows
+        )
+    return [
+        StoredResource(
+            resource_id=row.resource_id,
+            url=row.url,
+            content_type=row.content_type,
+            status_code=row.status_code,
+            meta=row.meta,
+            location=row.location,
+            objects=of_resource[row.resource_id],
+            late=row.late,
+        )
+        for row in page
+    ]
+
+
+def summary(conn: Connection) -> Summary:
+    """The ledger at a glance."""
+
+    def one(statement: Select[Any]) -> Any:
+        return conn.execute(statement).scalar_one()
+
+    def age(statement: Select[Any]) -> float | None:
+        oldest = one(statement)
+        return None if oldest is None else max(0.0, (now - oldest) / 1000)
+
+    now = one(select(now_ms()))
+    counted = {
+        row[0]: row[1]
+        for row in conn.execute(select(bundles.c.state, func.count()).group_by(bundles.c.state))
+    }
+    waiting = {
+        row[0]: row[1] for row in conn.execute(select(outbox.c.state, func.count()).group_by(outbox.c.state))
+    }
+    states: tuple[BundleState, ...] = ("open", "complete", "published")
+    return Summary(
+        bundles={state: counted.get(state, 0) for state in states},
+        resources=one(select(func.coalesce(func.sum(bundles.c.stored_count), 0))),
+        outbox_pending=waiting.get("pending", 0),
+        outbox_parked=waiting.get("parked", 0),
+        oldest_incomplete_age=age(select(func.min(bundles.c.created_at)).where(bundles.c.state == "open")),
+        oldest_pending_age=age(select(func.min(outbox.c.completed_at)).where(outbox.c.state == "pending")),
+    )

@@ -1,0 +1,148 @@
+"""The transaction behind `record`: what messages changed, committed together.
+
+Called by worker/ledger/sql.py only.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Table, bindparam, select, update
+from sqlalchemy.dialects import sqlite
+
+from worker.ledger import transfers
+from worker.ledger.base import Entry, LedgerUnavailable, Recorded
+from worker.ledger.rows import (
+    bundle_row,
+    bundle_targets,
+    fold,
+    message_row,
+    object_rows,
+    outbox_row,
+    resource_key,
+    resource_row,
+)
+from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources
+
+
+class Recorder:
+    """For one database. Its statements are built once."""
+
+    def __init__(self, insert: Callable[..., sqlite.Insert], notify: Callable[[Connection], None]) -> None:
+        """`insert` is the dialect's; `notify` tells other processes that a completion is due, when the transaction commits."""
+        self._insert_into = insert
+        self._notify = notify
+        self._insert_new = {
+            table: insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
+            for table in (messages, bundles, resources, objects, outbox)
+        }
+
+    def commit(self, conn: Connection, entries: Sequence[Entry]) -> Sequence[Recorded]:
+        """Locks are taken in the order of ids, then of bids: two workers cannot deadlock."""
+        now = conn.execute(select(now_ms())).scalar_one()
+        meaning = self._claim_ids(conn, entries, now)
+        accepted = [entry for entry in entries if meaning[entry.message_id] == entry.fingerprint]
+        known = self._lock_bundles(conn, accepted, now)
+        inserted = self._insert(
+            conn, resources, (resource_row(e, known[e.bid], now) for e in accepted if e.resource is not None)
+        )
+        self._insert(
+            conn, objects, (row for e in accepted if resource_key(e) in inserted for row in object_rows(e))
+        )
+        for bid, row in known.items():
+            mine = [entry for entry in accepted if entry.bid == bid]
+            fold(row, mine, sum(1 for key in inserted if key[0] == bid), now)
+        self._save_bundles(conn, [row for row in known.values() if row["changed"]])
+        self._note_transfers(conn, [entry for entry in accepted if entry.noted or entry.missing], inserted)
+        finished = {bid: row for bid, row in known.items() if row["completes"]}
+        missing = transfers.missing(conn, _with_best_effort(finished)) if finished else {}
+        self._insert(conn, outbox, (outbox_row(row, missing.get(bid, {})) for bid, row in finished.items()))
+        if finished:
+            self._notify(conn)
+        last = {entry.bid: entry for entry in accepted}
+        return [
+            Recorded(
+                completed=entry.bid in finished and entry is last[entry.bid],
+                late=known[entry.bid]["was"] != "open" and resource_key(entry) in inserted,
+            )
+            if meaning[entry.message_id] == entry.fingerprint
+            else Recorded(conflict=True)
+            for entry in entries
+        ]
+
+    def _claim_ids(self, conn: Connection, entries: Sequence[Entry], now: int) -> Mapping[str, str]:
+        """What each message id stands for, from now on or since before: two deliveries may race with one id."""
+        ordered = sorted(entries, key=lambda entry: entry.message_id)
+        fresh = self._insert(conn, messages, (message_row(entry, now) for entry in ordered))
+        first = {entry.message_id: entry.fingerprint for entry in reversed(ordered)}
+        before = [message_id for message_id in first if (message_id,) not in fresh]
+        if before:
+            statement = select(messages.c.id, messages.c.fingerprint).where(messages.c.id.in_(before))
+            first.update((row[0], row[1]) for row in conn.execute(statement))
+        return first
+
+    def _lock_bundles(
+        self, conn: Connection, entries: Sequence[Entry], now: int
+    ) -> dict[str, dict[str, Any]]:
+        """The rows of all bundles concerned, made where they are new, held until commit."""
+        first = {entry.bid: entry for entry in reversed(entries)}
+        bids = sorted(first)
+        self._insert(conn, bundles, (bundle_row(first[bid], now) for bid in bids))
+        statement = select(bundles).where(bundles.c.bid.in_(bids)).order_by(bundles.c.bid).with_for_update()
+        known = {
+            row.bid: {**row._asdict(), "was": row.state, "changed": False, "completes": False}
+            for row in conn.execute(statement)
+        }
+        if len(known) < len(bids):
+            raise LedgerUnavailable("a bundle was retired at this moment; its late resource begins it anew")
+        return known
+
+    def _note_transfers(
+        self, conn: Connection, entries: Sequence[Entry], inserted: set[tuple[Any, ...]]
+    ) -> None:
+        """What was noted of transfers before ends here; what a target is still without begins."""
+        if not entries:
+            return
+        transfers.forget(conn, [entry.message_id for entry in entries])
+        owing = (entry for entry in entries if resource_key(entry) in inserted)
+        transfers.note(
+            conn, self._insert_into, [(entry, transfer) for entry in owing for transfer in entry.missing]
+        )
+
+    def lay(self, conn: Connection, entries: Iterable[Entry]) -> None:
+        """Add objects of resources that were recorded before."""
+        self._insert(conn, objects, (row for entry in entries for row in object_rows(entry)))
+
+    def _insert(
+        self, conn: Connection, table: Table, rows: Iterable[Mapping[str, Any]]
+    ) -> set[tuple[Any, ...]]:
+        """Insert the rows whose key is not there yet; the keys of those that were inserted."""
+        values = list(rows)
+        return {tuple(row) for row in conn.execute(self._insert_new[table], values)} if values else set()
+
+    def _save_bundles(self, conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        columns = (
+            "state",
+            "resources_count",
+            "stored_count",
+            "closed",
+            "targets",
+            "metadata",
+            "completed_at",
+            "unstaged_at",
+        )
+        if rows:
+            conn.execute(
+                update(bundles)
+                .where(bundles.c.bid == bindparam("the_bid"))
+                .values({name: bindparam(f"new_{name}") for name in columns}),
+                [{"the_bid": row["bid"], **{f"new_{name}": row[name] for name in columns}} for row in rows],
+            )
+
+
+def _with_best_effort(finished: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Only there a bundle may be complete with payloads missing."""
+    return [
+        bid
+        for bid, row in finished.items()
+        if not all(place.required for place in bundle_targets(row["targets"]))
+    ]

@@ -1,0 +1,122 @@
+"""Payloads that not all of their targets have yet: the transactions behind `transfers`, `note_transfers` and `settle`.
+
+Called by worker/ledger/sql.py and recording.py only. A row per message and target, `stored` with the receipt or `missing` with
+the last error. A message all of whose targets have its payload has no rows.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select
+
+from worker.ledger.base import BundleTransfer, Entry, StoredObject, Transfer
+from worker.ledger.schema import messages, now_ms, objects, transfers
+from worker.ledger.tries import storable
+
+Insert = Callable[..., Any]
+"""The `insert` of a dialect, which knows `on_conflict_do_update`."""
+
+
+def of_messages(conn: Connection, ids: Sequence[str]) -> Sequence[Sequence[Transfer]]:
+    """What is known of each message's targets."""
+    rows = conn.execute(select(transfers).where(transfers.c.message_id.in_(ids)).order_by(transfers.c.target))
+    found: dict[str, list[Transfer]] = defaultdict(list)
+    for row in rows:
+        found[row.message_id].append(_transfer(row))
+    return [found[message_id] for message_id in ids]
+
+
+def of_bundle(conn: Connection, bid: str) -> Sequence[BundleTransfer]:
+    """All of a bundle, by resource and target."""
+    rows = conn.execute(
+        select(transfers).where(transfers.c.bid == bid).order_by(transfers.c.resource_id, transfers.c.target)
+    )
+    return [BundleTransfer(row.message_id, row.resource_id, row.updated_at, _transfer(row)) for row in rows]
+
+
+def missing(conn: Connection, bids: Iterable[str]) -> Mapping[str, Mapping[str, int]]:
+    """How many payloads each target of those bundles is still without: by bid, then by target; nothing where none is."""
+    statement = (
+        select(transfers.c.bid, transfers.c.target, func.count())
+        .where(transfers.c.bid.in_(list(bids)), is_missing())
+        .group_by(transfers.c.bid, transfers.c.target)
+    )
+    counted: dict[str, dict[str, int]] = defaultdict(dict)
+    for bid, target, count in conn.execute(statement):
+        counted[bid][target] = count
+    return counted
+
+
+def is_missing() -> ColumnElement[bool]:
+    """Of a row of `transfers`: its target has not got the payload by another message either, nor by a try that ran beside it."""
+    return and_(
+        transfers.c.state == "missing",
+        ~exists().where(
+            objects.c.bid == transfers.c.bid,
+            objects.c.resource_id == transfers.c.resource_id,
+            objects.c.target == transfers.c.target,
+        ),
+    )
+
+
+def note(conn: Connection, insert: Insert, notes: Iterable[tuple[Entry, Transfer]]) -> None:
+    """Write down what became of the messages' payloads. What a target has, it has, whatever a later try says."""
+    # In one order everywhere: two tries at one message cannot deadlock. The last word about a target counts.
+    latest = {(entry.message_id, transfer.target): (entry, transfer) for entry, transfer in notes}
+    if not latest:
+        return
+    now = conn.execute(select(now_ms())).scalar_one()
+    values = [_row(*latest[key], now) for key in sorted(latest)]
+    statement = insert(transfers)
+    statement = statement.on_conflict_do_update(
+        index_elements=[transfers.c.message_id, transfers.c.target],
+        set_={
+            name: statement.excluded[name]
+            for name in ("bid", "resource_id", "state", "stored", "error", "updated_at")
+        },
+        where=transfers.c.state != "stored",
+    )
+    conn.execute(statement, values)
+
+
+def forget(conn: Connection, ids: Sequence[str]) -> None:
+    """Every target of these messages has what it is to have."""
+    conn.execute(delete(transfers).where(transfers.c.message_id.in_(ids)))
+
+
+def forget_unrecorded(conn: Connection, age_ms: int, limit: int) -> int:
+    """Delete notes older than that of messages that were never recorded: doing those again finds the objects anyway."""
+    old = (
+        select(transfers.c.message_id, transfers.c.target)
+        .where(
+            transfers.c.updated_at < now_ms() - age_ms,
+            ~exists().where(messages.c.id == transfers.c.message_id),
+        )
+        .limit(limit)
+    )
+    keys = [tuple(row) for row in conn.execute(old)]
+    for message_id, target in keys:
+        conn.execute(
+            delete(transfers).where(transfers.c.message_id == message_id, transfers.c.target == target)
+        )
+    return len(keys)
+
+
+def _row(entry: Entry, transfer: Transfer, now: int) -> dict[str, Any]:
+    return {
+        "message_id": entry.message_id,
+        "target": transfer.target,
+        "bid": entry.bid,
+        "resource_id": entry.resource.resource_id if entry.resource else "",
+        "state": "missing" if transfer.stored is None else "stored",
+        "stored": None if transfer.stored is None else asdict(transfer.stored),
+        "error": None if transfer.error is None else storable(transfer.error),
+        "updated_at": now,
+    }
+
+
+def _transfer(row: Any) -> Transfer:
+    stored = None if row.stored is None else StoredObject(**row.stored)
+    return Transfer(row.target, stored, row.error)

@@ -1,0 +1,96 @@
+"""The manifest of a bundle: what lies in one target, written when the bundle is complete.
+
+Called by worker/relay.py before it announces a bundle, and by worker/pipeline.py when a best-effort target got the last of what
+it was owed.
+"""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+
+from backends.base import Attributes, StorageBackend
+from backends.failpoints import failpoint
+from handlers.plan import BundleTarget
+from worker.ledger.base import BundleRecord, Ledger, StoredObject, StoredResource
+from worker.notification import event_id
+
+
+class TargetGone(Exception):
+    """The bundle lies in a target that is not configured. Retryable: it may be configured again."""
+
+    retryable = True
+
+
+class Manifests:
+    """Writes them. Doing it again finds the same bytes."""
+
+    def __init__(self, ledger: Ledger, targets: Mapping[str, StorageBackend]) -> None:
+        """`targets` holds a connected backend for every target that is configured."""
+        self._ledger = ledger
+        self._targets = targets
+
+    async def write(self, bundle: BundleRecord, place: BundleTarget) -> None:
+        """Write the bundle's manifest to one of its targets.
+
+        Raises `TargetGone`, a `StorageError` or a `LedgerError`.
+        """
+        target = self._targets.get(place.target)
+        if target is None:
+            raise TargetGone(
+                f"target {place.target!r} of bundle {bundle.bid} is not configured any more; add it again"
+            )
+        chunks = manifest(bundle, place, self._ledger.resources(bundle.bid))
+        failpoint("relay.manifest.before")
+        await target.write(place.manifest_key, chunks, _JSON)
+        failpoint("relay.manifest.after")
+
+
+async def manifest(
+    bundle: BundleRecord,
+    place: BundleTarget,
+    resources: AsyncIterator[StoredResource],
+) -> AsyncIterator[bytes]:
+    """The bundle's manifest as it lies in one target: JSON, streamed, the same bytes on every redo.
+
+    Late resources are not in it: they were not there when the bundle was completed. Nor is any time of day: a bundle that
+    is announced again from a lost or restored ledger finds its manifest equal.
+    """
+    head = {
+        "bid": bundle.bid,
+        "recipe_id": bundle.recipe_id,
+        "primary_url": bundle.primary_url,
+        "resources_count": bundle.stored_count,
+        "storage_key": place.storage_key,
+        "event_id": event_id(bundle.bid),
+        "meta": bundle.meta,
+        "metadata": bundle.metadata,
+    }
+    text = json.dumps(head, ensure_ascii=False, indent=2)
+    buffer = [text.removesuffix("\n}"), ',\n  "resources": [']
+    separator = "\n    "
+    async for resource in resources:
+        if resource.late:
+            continue
+        for stored in resource.objects:
+            if stored.target == place.target:
+                buffer.append(separator + json.dumps(_listed(resource, stored), ensure_ascii=False))
+                separator = ",\n    "
+        if len(buffer) >= 256:
+            yield "".join(buffer).encode()
+            buffer.clear()
+    buffer.append("\n  ]\n}\n")
+    yield "".join(buffer).encode()
+
+
+def _listed(resource: StoredResource, stored: StoredObject) -> dict[str, object]:
+    return {
+        "key": stored.key,
+        "size": stored.size,
+        "sha256": stored.sha256,
+        "url": resource.url,
+        "content_type": resource.content_type,
+        "status_code": resource.status_code,
+        "meta": resource.meta,
+    }
+
+
+_JSON = Attributes("application/json")
