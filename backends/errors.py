@@ -9,6 +9,7 @@
     ├── Unsupported          the backend says so in its `Features`
     ├── MissingExtra         the adapter's SDK is not installed
     └── Unavailable          the store does not answer, is throttling, or is out of room
+        └── CircuitOpen      it failed so often that it was not even asked
 
 Adapters raise these and nothing else: one `_translate` per adapter, always `raise … from exc`. `retryable` is a property
 of the class, so that the one place that decides (worker/disposition.py) needs no knowledge of any SDK.
@@ -59,3 +60,12 @@ class Unavailable(StorageError):
     """No answer, throttled, or out of room: later may be better."""
 
     retryable = True
+
+
+class CircuitOpen(Unavailable):
+    """Not tried: a circuit breaker leaves the store alone. No I/O has happened."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        """`retry_after` is in seconds: earlier, nothing is let through."""
+        super().__init__(message)
+        self.retry_after = retry_after

@@ -5,11 +5,13 @@ opposite order, also when the next one fails.
 """
 
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 
 from backends.base import StorageBackend
+from backends.guards.breaker import CircuitState, breaker_of
+from backends.guards.stack import GuardOptions, guarded
 from backends.measured import MeasuredBackend
 from backends.registry import BACKENDS
 from handlers.bundle_closed import BundleClosedHandler
@@ -19,6 +21,7 @@ from handlers.plan import StagingSource
 from handlers.resource_fetched import ResourceFetchedHandler
 from handlers.routes import Match, Route, Routes, Target
 from worker.budget import Budget
+from worker.circuits import Circuits
 from worker.disposition import RetryPolicy
 from worker.health import AdminServer, Health
 from worker.housekeeping import Housekeeping, HousekeepingSettings, Place
@@ -36,6 +39,10 @@ from worker.relay import Relay, RelaySettings
 from worker.service import Service, ServiceSettings
 from worker.settings import Settings
 from worker.settings_schema import RouteSettings, StagingSettings, TargetSettings
+
+
+def _unheard(_: str, __: CircuitState) -> None:
+    """For those who do not listen."""
 
 
 def make_handlers(settings: Settings) -> Handlers:
@@ -64,7 +71,7 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
         queue = await stack.enter_async_context(open_queue(settings))
         publisher = await stack.enter_async_context(open_publisher(settings))
         staging = await stack.enter_async_context(open_staging(settings))
-        targets = await stack.enter_async_context(open_targets(settings))
+        targets = await stack.enter_async_context(open_targets(settings, metrics.circuit))
         health.schema_current = health.queue_reachable = True
         measured = _measured(targets, metrics)
         measured_staging = _measured(staging, metrics, "staging-")
@@ -113,6 +120,7 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             random=random.random,
             metrics=metrics,
             health=health,
+            circuits=_circuits(settings, targets),
         )
 
 
@@ -195,23 +203,35 @@ async def open_publisher(settings: Settings) -> AsyncIterator[Publisher]:
 
 
 def open_staging(settings: Settings) -> AbstractAsyncContextManager[Mapping[str, StorageBackend]]:
-    """Every staging source, by name."""
-    return _opened(settings.staging)
+    """Every staging source with its guards, by name."""
+    return _opened(settings.staging, _unheard)
 
 
-def open_targets(settings: Settings) -> AbstractAsyncContextManager[Mapping[str, StorageBackend]]:
-    """Every target, by name."""
-    return _opened(settings.targets)
+def open_targets(
+    settings: Settings, on_circuit: Callable[[str, CircuitState], None] = _unheard
+) -> AbstractAsyncContextManager[Mapping[str, StorageBackend]]:
+    """Every target with its guards, by name; `on_circuit` hears of its circuit breaker."""
+    return _opened(settings.targets, on_circuit)
 
 
 @asynccontextmanager
 async def _opened(
     places: Mapping[str, StagingSettings] | Mapping[str, TargetSettings],
+    on_circuit: Callable[[str, CircuitState], None],
 ) -> AsyncIterator[Mapping[str, StorageBackend]]:
     async with AsyncExitStack() as stack:
         backends: dict[str, StorageBackend] = {}
         for name, place in places.items():
-            backends[name] = await BACKENDS.load(place.backend).connect(place.options)
+            backend = await BACKENDS.load(place.backend).connect(place.options)
+            stack.push_async_callback(backend.aclose)
+            guards = GuardOptions(
+                timeouts=place.timeouts,
+                rate_limit=place.rate_limit,
+                breaker=place.breaker,
+                retry=place.retry,
+                cache=place.cache,
+            )
+            backends[name] = await guarded(backend, guards, partial(on_circuit, name))
             stack.push_async_callback(backends[name].aclose)
         yield backends
 
@@ -246,6 +266,17 @@ def _housekeeping(
         ),
         random=random.random,
         metrics=metrics,
+    )
+
+
+def _circuits(settings: Settings, targets: Mapping[str, StorageBackend]) -> Circuits:
+    before = {name: breaker_of(target) for name, target in targets.items()}
+    return Circuits(
+        [
+            [guard for name in route.targets if (guard := before[name]) is not None]
+            for route in settings.routes.values()
+            if route.enabled
+        ]
     )
 
 

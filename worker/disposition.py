@@ -6,7 +6,7 @@ Pure, but for the randomness it is given. Called by worker/service.py with what 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from backends.errors import Conflict, IntegrityError, PermissionDenied, StorageError, Unavailable
+from backends.errors import CircuitOpen, Conflict, IntegrityError, PermissionDenied, StorageError, Unavailable
 from handlers.errors import HandlerError, PayloadMissing, Refused
 from worker.attempts import Attempt
 from worker.ledger.base import LedgerError, LedgerRefused
@@ -53,7 +53,7 @@ class Failure:
         outage = isinstance(error, (Unavailable, PermissionDenied))
         attempt = Attempt(now, type(error).__name__, str(error), outage)
         silent = isinstance(error, LedgerError) and not isinstance(error, LedgerRefused)
-        return cls(error, attempt, counts=not silent and not isinstance(error, WaitedTooLong))
+        return cls(error, attempt, counts=not silent and not isinstance(error, (WaitedTooLong, CircuitOpen)))
 
 
 def decide(
@@ -68,8 +68,8 @@ def decide(
     - what can never succeed is dead at once, with its reason
     - what may succeed later is retried, and dead after `policy.max_attempts`; after many more where a store is down.
       Outages and failures are counted apart
-    - a ledger that does not answer says nothing about the message, nor does a turn that never came: that is retried without
-      limit; a ledger that answers and refuses this entry does
+    - a ledger that does not answer says nothing about the message, nor does a turn that never came or a circuit breaker: that
+      is retried without limit; a ledger that answers and refuses this entry does
     - what outlasts the longest time a queue lets it be held is handed over at once, and given up like any failure
     - an error nobody foresaw is treated like one that may pass, because losing a message to a bug is worse
 
@@ -79,7 +79,9 @@ def decide(
     if isinstance(error, Refused):
         return Dead(error.reason, error.detail, failure.attempt.error, log)
     if not failure.counts:
-        return Retry(policy.delay(receives, random))
+        # Before that a circuit breaker lets nothing through.
+        least = error.retry_after if isinstance(error, CircuitOpen) else 0.0
+        return Retry(max(least, policy.delay(receives, random)))
     final = isinstance(error, (HandlerError, StorageError)) and not error.retryable
     if final or isinstance(error, CrashedTooOften):
         return Dead(reason_for(error), str(error), failure.attempt.error, log)

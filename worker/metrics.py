@@ -22,6 +22,7 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from backends.guards.breaker import CircuitState
 from backends.measured import Observation
 from worker.ledger.base import BundleState, Summary
 
@@ -85,6 +86,11 @@ class Metrics:
             "housekeeping_removed",
             "Removed in the background; what: bundles or attempts (in the ledger), staged (payloads) or leftovers (of killed writers).",
             "what",
+        )
+        self.circuit_state = self._gauge(
+            "circuit_state",
+            "Circuit breaker of a target: 0 closed, 1 half open, 2 open.",
+            "target",
         )
         self.bundles = self._gauge(
             "bundles", "Bundles in the ledger; the same on every pod: aggregate with max.", "state"
@@ -150,6 +156,10 @@ class Metrics:
             self.transfer_bytes.labels(backend=backend, direction=_DIRECTIONS[seen.op]).inc(seen.size)
             self.transfer_seconds.labels(backend=backend).observe(seen.seconds)
 
+    def circuit(self, target: str, state: CircuitState) -> None:
+        """The circuit breaker before that target has changed."""
+        self.circuit_state.labels(target=target).set(_CIRCUITS[state])
+
     def render(self) -> bytes:
         """Everything in Prometheus's text format 0.0.4."""
         return generate_latest(_WithoutCreated(self.registry))
@@ -162,6 +172,9 @@ class Metrics:
 
     def _histogram(self, name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
         return Histogram(name, about, labels, namespace="transload", buckets=buckets, registry=self.registry)
+
+
+_CIRCUITS: Mapping[CircuitState, int] = MappingProxyType({"closed": 0, "half_open": 1, "open": 2})
 
 
 class _WithoutCreated(Collector):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import structlog
 
 from backends.base import CHUNK_SIZE, Receipt, StorageBackend
-from backends.errors import Conflict, PermissionDenied, StorageError, Unavailable
+from backends.errors import CircuitOpen, Conflict, PermissionDenied, StorageError, Unavailable
 from handlers.dispatch import Handlers
 from handlers.errors import Refused
 from handlers.execute import READ_AHEAD, Executed, Miss, Placement, execute
@@ -206,6 +206,8 @@ def _reason(misses: Sequence[Miss]) -> Exception:
 
 
 def _finality(error: Exception) -> int:
+    if isinstance(error, CircuitOpen):
+        return -1
     if isinstance(error, (Unavailable, PermissionDenied)):
         return 0
     return 2 if isinstance(error, StorageError) and not error.retryable else 1

@@ -19,6 +19,7 @@ from backends.errors import IntegrityError, StorageError
 from handlers.errors import HandlerError
 from worker.attempt_log import AttemptLog
 from worker.attempts import Attempt
+from worker.circuits import Circuits
 from worker.delivery import Delivery, LeaseKeeper, LeaseLost
 from worker.disposition import Failure, RetryPolicy, decide
 from worker.health import Health
@@ -45,6 +46,8 @@ _GAUGES_SHARE = 100
 """Seconds between refreshes, at least so many times what one takes."""
 _PAUSE_AFTER_QUEUE_ERROR = 2.0
 _LONGEST_POLL = 20.0
+_LONGEST_PAUSE = 1.0
+"""Seconds between looks at circuit breakers that keep the intake closed."""
 _SHORT_POLL = 0.05
 _IDLE_PAUSE = 0.1
 _LAST_WORDS = 5.0
@@ -86,6 +89,7 @@ class Service:
         random: Callable[[], float],
         metrics: Metrics,
         health: Health,
+        circuits: Circuits,
     ) -> None:
         """Takes connected parts; whoever made them closes them after `run`. Without `housekeeping` nothing is swept."""
         self._queue = queue
@@ -98,6 +102,7 @@ class Service:
         self._random = random
         self._metrics = metrics
         self._health = health
+        self._circuits = circuits
         self._leases = LeaseKeeper(queue, metrics)
         self._attempts = AttemptLog(
             ledger,
@@ -154,6 +159,12 @@ class Service:
             room = await self._room()
             # In this order: what frees the room may be what closes the gate.
             await self._gate.passed()
+            room, pause = self._circuits.admit(room)
+            if pause:
+                # The intake is well: it waits for targets.
+                self._health.received()
+                await _within(min(pause, _LONGEST_PAUSE), self._stopping.wait())
+                continue
             wait = _SHORT_POLL if until_idle else _LONGEST_POLL
             try:
                 messages = await self._receive(room, wait)

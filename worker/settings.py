@@ -193,6 +193,9 @@ class _Builder:
         if options_class is None:
             return None
         self._fill_paths(options_class, kind, values, path)
+        if isinstance(cache := own.get("cache"), dict) and isinstance(cache.get("directory"), str):
+            directory = _absolute(Path(cache["directory"]), self._draft.base, self._environ)
+            own["cache"] = {**cache, "directory": str(directory)}
         options = self._validate(options_class, values, path, [*own_fields, *options_class.model_fields])
         # With stand-in options the section's own keys are checked even when the adapter's are wrong.
         section = self._validate(model, {**own, "options": options or base()}, path, own_fields)

@@ -101,11 +101,17 @@ def _object(model: type[BaseModel], definitions: Schema) -> Schema:
     return schema
 
 
+def _described(model: type[BaseModel]) -> Schema:
+    """As `_object`, with the models it refers to beside it."""
+    definitions: Schema = {}
+    return {**_object(model, definitions), "definitions": definitions}
+
+
 def _variant(
     key: str, model: type[BaseModel], registry: Registry[Any], kind: str, definitions: Schema
 ) -> Schema:
     """One section as it looks with one adapter: its own keys and the adapter's, side by side."""
-    own = _object(model, {})["properties"]
+    own = _object(model, definitions)["properties"]
     adapter = _object(registry.load(kind).Options, definitions)
     chooser = _chooser(model)
     default = model.model_fields[chooser].default
@@ -152,23 +158,23 @@ def _lines() -> Iterator[str]:
     yield _INTRODUCTION
     for key, (model, registry) in _ADAPTED.items():
         chooser = _chooser(model)
-        own = _object(model, {})
+        own = _described(model)
         own["properties"] = {
             name: schema for name, schema in own["properties"].items() if name not in {"name", "options"}
         }
         own["properties"][chooser]["enum"] = list(registry.entries)
         yield from _section(f"{key}.<name>" if key in _NAMED else key, str(model.__doc__), own)
         for kind in registry.entries:
-            schema = _object(registry.load(kind).Options, {})
+            schema = _described(registry.load(kind).Options)
             option, default = HOME_DEFAULTS.get((key, kind), ("", ""))
             if option:
                 schema["properties"][option]["default"] = f"{{home}}/{default}"
             yield from _section(f"with {chooser}: {kind}", "", schema, level=3)
-    route = _object(RouteSettings, {})
+    route = _described(RouteSettings)
     del route["properties"]["name"]
     yield from _section("routes.<name>", str(RouteSettings.__doc__), {**route, "required": []})
     for key, model in _PLAIN.items():
-        yield from _section(key, str(model.__doc__), _object(model, {}))
+        yield from _section(key, str(model.__doc__), _described(model))
     yield _SEED
 
 
@@ -182,7 +188,7 @@ def _section(title: str, about: str, schema: Schema, level: int = 2) -> Iterator
     yield "| key | value | default | meaning |"
     yield "|---|---|---|---|"
     required = schema.get("required", [])
-    for name, field in schema["properties"].items():
+    for name, field in _flat(schema):
         cells = (
             f"`{name}`",
             _kind(field),
@@ -190,6 +196,24 @@ def _section(title: str, about: str, schema: Schema, level: int = 2) -> Iterator
             field.get("description", ""),
         )
         yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def _flat(schema: Schema) -> Iterator[tuple[str, Schema]]:
+    """The keys, and below each that is a mapping its own: `breaker`, `breaker.threshold`."""
+    for name, field in schema["properties"].items():
+        inner = _definition(field, schema)
+        yield name, {**field, "type": "mapping"} if inner else field
+        for key, below in (inner or {"properties": {}})["properties"].items():
+            yield f"{name}.{key}", below
+
+
+def _definition(field: Schema, schema: Schema) -> Schema | None:
+    """The object that a reference to another model means."""
+    references = [option["$ref"] for option in (field, *field.get("anyOf", [])) if "$ref" in option]
+    if not references:
+        return None
+    found: Schema = schema["definitions"][references[0].rpartition("/")[2]]
+    return found
 
 
 def _kind(field: Schema) -> str:

@@ -23,6 +23,11 @@ from pydantic import (
 from sqlalchemy import URL
 
 from backends.base import BackendOptions
+from backends.guards.breaker import BreakerOptions
+from backends.guards.rate_limit import RateLimitOptions
+from backends.guards.read_cache import CacheOptions
+from backends.guards.retry import RetryOptions
+from backends.guards.timeouts import TimeoutOptions
 from worker.ledger.urls import ledger_url
 from worker.publishers.base import PublisherOptions
 from worker.queues.base import QueueOptions
@@ -106,7 +111,29 @@ class PublisherSettings(Section):
     options: SerializeAsAny[PublisherOptions]
 
 
-class StagingSettings(Section):
+class _Guarded(Section):
+    """What stands around a place (backends/guards)."""
+
+    timeouts: TimeoutOptions | None = Field(
+        default=None, description="Deadlines for the store's own time; off unless given."
+    )
+    rate_limit: RateLimitOptions | None = Field(
+        default=None, description="Requests and bytes a second; off unless given."
+    )
+    breaker: BreakerOptions | None = Field(
+        default=None,
+        description="Leave a store alone that keeps being unavailable, and take no messages for it; off unless given.",
+    )
+    retry: RetryOptions | None = Field(
+        default=None,
+        description="Try calls again that can be replayed, never a write; off unless given: most SDKs do it.",
+    )
+    cache: CacheOptions | None = Field(
+        default=None, description="Keep what was read on a local disk; off unless given."
+    )
+
+
+class StagingSettings(_Guarded):
     """A place payloads are read from."""
 
     name: Name
@@ -125,7 +152,7 @@ class StagingSettings(Section):
     options: SerializeAsAny[BackendOptions]
 
 
-class TargetSettings(Section):
+class TargetSettings(_Guarded):
     """A place objects are written to."""
 
     name: Name
