@@ -65,7 +65,7 @@ class Unavailable(StorageError):
 class CircuitOpen(Unavailable):
     """Not tried: a circuit breaker leaves the store alone. No I/O has happened."""
 
-    def __init__(self, message: str, retry_after: float) -> None:
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
         """`retry_after` is in seconds: earlier, nothing is let through."""
         super().__init__(message)
         self.retry_after = retry_after

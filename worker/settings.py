@@ -185,7 +185,7 @@ class _Builder:
         values = self._draft.mapping(path)
         own_fields = [key for key in model.model_fields if key not in {"options", "name"}]
         own = {key: values.pop(key) for key in own_fields if key in values}
-        chooser = own_fields[0]
+        chooser = "backend" if "backend" in own_fields else "type"
         kind = own.setdefault(chooser, model.model_fields[chooser].default)
         if "name" in model.model_fields:
             own["name"] = path[-1]

@@ -3,11 +3,12 @@
 Every test names the failpoint that stands for its case. Embedded queue, SQLite and files, unless the store or the queue makes
 a difference. `make crash` visits every failpoint on every combination.
 
-Case 7 (target 1 of 3) waits for writing to several targets. Cases 12, 14, 15 and 18 are in tests/conformance/test_ledgers.py,
+Cases 12, 14, 15 and 18 are in tests/conformance/test_ledgers.py,
 tests/faults/test_drain.py and tests/faults/test_poison.py.
 """
 
 import asyncio
+import json
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -199,6 +200,45 @@ async def versions(client: Any, bucket: str) -> dict[str, str]:
     assert "DeleteMarkers" not in listed
     assert len({key for key, _ in found}) == len(found)
     return dict(found)
+
+
+THREE: Mapping[str, Mapping[str, Any]] = {"targets": {"two": {}, "three": {}}}
+
+
+def payloads(place: Place, target: str) -> list[Path]:
+    """The payload files in a target."""
+    root = place.settings.home / ("storage" if target == "main" else f"storage-{target}")
+    return [path for path in root.rglob("*") if path.is_file() and path.suffix not in {".meta", ".json"}]
+
+
+async def test_case_7_after_some_of_three_targets(begin: Begin) -> None:
+    """`ledger.note_transfers.after`: a target has the payload, and the ledger knows."""
+    stage = await begin(changes=THREE)
+    stage.load = await publish_small(stage.place, 1)
+    await killed(stage, "ledger.note_transfers.after=kill")
+    noted = await rows(stage.place, "SELECT target, stored FROM transfers WHERE state = 'stored'")
+    assert 1 <= len({target for target, _ in noted}) <= 2 * len(THREE["targets"])
+    await recovered(stage)
+    assert all(payloads(stage.place, target) for target in ("main", "two", "three"))
+
+
+async def test_case_7_what_a_target_has_is_not_sent_again(begin: Begin) -> None:
+    """As before; the object is taken away behind our back, so that sending it again would show."""
+    stage = await begin(changes=THREE)
+    stage.load = await publish_small(stage.place, 1)
+    await killed(stage, "ledger.note_transfers.after=kill")
+    noted = await rows(stage.place, "SELECT target, stored FROM transfers WHERE state = 'stored'")
+    gone = []
+    for target, stored in noted:
+        root = stage.place.settings.targets[target].options.model_dump()["root"]
+        gone.append(Path(root) / json.loads(stored)["key"])
+        gone[-1].unlink()
+    await stage.done(*RUN)
+    assert gone
+    assert not any(path.exists() for path in gone)
+    assert all(
+        payloads(stage.place, target) for target in {"main", "two", "three"} - {name for name, _ in noted}
+    )
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])

@@ -280,7 +280,7 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
         ("targets: {main: {prefix: 2024}}\n", "t.yaml:1: targets.main.prefix: '2024' should be a valid string; put it"),
         ("targets: {main: {layout: hive}}\n", "t.yaml:1: targets.main.layout: 'hive' should be 'oc'; correct it"),
         ("staging: {main: {layout: oc}}\n", "t.yaml:1: staging.main.layout: unknown key"),
-        ("targets: {main: {backend: s4}}\n", "t.yaml:1: targets.main.backend: no backend has that name; there are: file, memory, s3"),
+        ("targets: {main: {backend: s4}}\n", "t.yaml:1: targets.main.backend: no backend has that name; there are: azure, file, gcs, hdfs, http, memory, module, postgres, s3, sftp"),
         ("worker: {retry_base: 9, retry_cap: 3}\n", "t.yaml:1: worker: retry_base is larger than retry_cap"),
         ("worker: {retry_cap: .inf}\n", "t.yaml:1: worker.retry_cap: 'inf' should be"),
         ("worker: {drain_timeout: .nan}\n", "t.yaml:1: worker.drain_timeout: 'nan' should be a finite number"),
