@@ -102,7 +102,7 @@ class _Run:
 
     def _may_copy(self, write: Write) -> bool:
         target = self._targets[write.target]
-        if not target.features.server_copy:
+        if not (write.server_copy and target.features.server_copy):
             return False
         return type(bare(target, "")[0]) is type(bare(self._staging, "")[0])
 

@@ -74,6 +74,8 @@ class Write:
     sidecar_key: str | None
     attributes: Attributes
     required: bool = True
+    server_copy: bool = True
+    """The target may copy the payload by itself where staging is in the same store."""
 
 
 @dataclass(frozen=True, slots=True)

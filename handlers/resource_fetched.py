@@ -43,7 +43,16 @@ def _writes(command: ResourceFetched, route: Route) -> list[Write]:
     for target in route.targets:
         key = target.layout.resource_key(_facts(command), facts)
         sidecar_key = target.layout.sidecar_key(key)
-        writes.append(Write(target.name, key, sidecar_key, attributes, required=target.required))
+        writes.append(
+            Write(
+                target.name,
+                key,
+                sidecar_key,
+                attributes,
+                required=target.required,
+                server_copy=target.server_copy,
+            )
+        )
     return writes
 
 

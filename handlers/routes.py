@@ -23,6 +23,8 @@ class Target:
     layout: Layout
     required: bool = True
     """A bundle is complete without the objects of the others."""
+    server_copy: bool = True
+    """It may copy inside its store what is staged there."""
     rank: int = 0
     """Its place in the configuration: of a bundle's required targets the first one is announced."""
 

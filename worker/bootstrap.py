@@ -304,4 +304,10 @@ def _target(settings: Settings, route: RouteSettings, name: str) -> Target:
     chosen = settings.targets[name]
     features = BACKENDS.load(chosen.backend).features_of(chosen.options)
     layout = make_layout(route.layout or chosen.layout, chosen.prefix, keeps_attributes=features.attributes)
-    return Target(name, layout, required=name in route.targets, rank=list(settings.targets).index(name))
+    return Target(
+        name,
+        layout,
+        required=name in route.targets,
+        server_copy=chosen.server_copy,
+        rank=list(settings.targets).index(name),
+    )

@@ -159,6 +159,10 @@ class TargetSettings(_Guarded):
     backend: str = Field(default="file", description="The storage adapter.")
     layout: Literal["oc"] = Field(default="oc", description="How keys are built below the prefix.")
     prefix: Prefix = Field(default="", description="Put before every key.")
+    server_copy: bool = Field(
+        default=True,
+        description="Whether a payload that is staged in the same store is copied there, not read and written here.",
+    )
     options: SerializeAsAny[BackendOptions]
 
 

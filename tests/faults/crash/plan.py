@@ -26,6 +26,8 @@ RAISED = {
 """Errors at commits, in the full run: the process goes on or ends, and either way nothing may be lost."""
 
 ELSEWHERE = {
+    "azure.*": "takes a server of its own; tests/conformance/test_azure_backend.py",
+    "cache.*": "no scenario has a read cache; tests/unit/test_guard_read_cache.py",
     "embedded_queue.give_back.*": "takes a receive that is cancelled within its transaction; tests/unit/test_embedded_queue.py",
     "file.create.*": "only where the file system has no files without a name; tests/unit/test_file_backend.py",
     "file.discard.*": "as file.create",
@@ -33,6 +35,15 @@ ELSEWHERE = {
     "file.unlink_temporary.*": "as file.create",
     "s3.abort.*": "takes a failing upload; tests/unit/test_s3_backend.py",
     "s3.sweep.*": "takes an upload older than an hour; backends/testing/upkeep.py",
+    "gcs.*": "as azure; tests/conformance/test_gcs_backend.py",
+    "hdfs.*": "as azure; tests/conformance/test_hdfs_backend.py",
+    "http.*": "as azure; tests/conformance/test_http_backend.py",
+    "ledger.forget_transfers.*": "takes a best-effort target; tests/faults/test_best_effort.py",
+    "ledger.note_transfers.*": "takes several targets; tests/faults/test_crash_points.py",
+    "ledger.settle.*": "as ledger.forget_transfers",
+    "module.*": "as azure; tests/conformance/test_module_backend.py",
+    "postgres.*": "as azure; tests/conformance/test_postgres_backend.py",
+    "sftp.*": "as azure; tests/conformance/test_sftp_backend.py",
     "ledger.probe.*": "takes an outage of the ledger; tests/faults/test_outages.py",
 }
 """What no scenario passes, and where it is tried instead."""
