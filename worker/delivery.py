@@ -35,6 +35,8 @@ class Delivery:
         self.taken_at = taken_at
         self.held_until = taken_at + keeper.queue.lease
         self.settling = False
+        self.route = "none"
+        """The name of the route it takes, once that is known."""
         self.begun = False
         """Work on the message itself has begun; until then it waited for its turn."""
         self._keeper = keeper

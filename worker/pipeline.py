@@ -71,6 +71,7 @@ class Pipeline:
             _check_same(command, recorded)
             return await self._finish(command, delivery)
         plan = self._handlers.plan(command)
+        delivery.route = plan.route
         if isinstance(plan, ClosePlan):
             self._tell(command, await self._ledger.record(_entry(plan)))
             return Ack()
@@ -115,6 +116,7 @@ class Pipeline:
             self._log.debug("already recorded", command=command.id)
             return Ack()
         plan = self._handlers.plan(command)
+        delivery.route = plan.route
         if isinstance(plan, StorePlan):
             wanted = {transfer.target for transfer in transfers if transfer.stored is None}
             left = replace(plan, writes=tuple(write for write in plan.writes if write.target in wanted))

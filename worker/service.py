@@ -239,7 +239,7 @@ class Service:
         started = time.monotonic()
         disposition = await self._disposition(delivery)
         outcome = type(disposition).__name__.lower()
-        self._metrics.message_process_seconds.labels(route="default", outcome=outcome).observe(
+        self._metrics.message_process_seconds.labels(route=delivery.route, outcome=outcome).observe(
             time.monotonic() - started
         )
         try:
