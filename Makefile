@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 JOBS   := 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench bench-memory crash soak lock clean
+.PHONY: help demo test conformance lint format bench bench-memory crash soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ demo: $(STAMP) ## stage real files, run the worker until idle, show and verify w
 
 test: $(STAMP) ## every test against real services, which it starts itself; ends with the table of what ran (ARGS='-m slow': the long ones)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+conformance: $(STAMP) ## hold every storage backend to the port's suite and write docs/conformance.md (ARGS=--slow: the long ones too)
+	@$(BIN)/python -m tests.conformance.table --jobs $(JOBS) $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, import contracts
 	@$(BIN)/ruff format --check .

@@ -28,6 +28,7 @@ class Copies(Truth):
         with pytest.raises(Unsupported):
             await backend.copy_from(backend, "k", "copy", NOTHING, promised(b"x"))
         assert await self.keys(backend) == ["k"]
+        self.tell("refused")
         return True
 
     @pytest.mark.parametrize("size", [0, 1, LARGE])

@@ -14,6 +14,7 @@ from backends.testing.truth import Truth, needs
 class Reading(Truth):
     """Tests."""
 
+    @needs("reads")
     @pytest.mark.parametrize("size", [0, 1, CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1, LARGE])
     async def test_what_is_written_is_read_back(self, backend: StorageBackend, size: int) -> None:
         data = some_bytes(size)
@@ -30,6 +31,7 @@ class Reading(Truth):
         await put(backend, "huge", data)
         assert await self.content(backend, "huge") == data
 
+    @needs("reads")
     async def test_a_source_without_any_piece_makes_an_empty_object(self, backend: StorageBackend) -> None:
         async def nothing() -> AsyncIterator[bytes]:
             pieces: tuple[bytes, ...] = ()

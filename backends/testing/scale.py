@@ -49,4 +49,4 @@ class Scale(Truth):
             async for piece in read:
                 await asyncio.to_thread(seen.update, piece)
         assert seen.hexdigest() == receipt.sha256
-        assert await backend.delete("huge")
+        await self.remove(backend, "huge")

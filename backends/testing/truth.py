@@ -15,6 +15,10 @@ from backends.base import Receipt, StorageBackend, single
 from backends.errors import Unsupported
 from backends.testing.material import NOTHING, odd_pieces
 
+OUTCOME = "conformance"
+"""Name of the property (pytest's `record_property`) of a test that passed without the promise being kept: `refused` where the
+backend raised `Unsupported`, as it says in its `Features`; `not offered` where there is no call that could be refused."""
+
 SelfT = TypeVar("SelfT", bound="Truth")
 P = ParamSpec("P")
 
@@ -22,11 +26,21 @@ P = ParamSpec("P")
 class Truth:
     """What every part of the suite builds on."""
 
+    _record: Callable[[str, object], None]
+
     many = 1_050
     """Objects in the test of long listings: more than a page of any store."""
 
     untold_keys: Sequence[str] = ()
     """Keys out of `material.KEYS` that this store refuses with `InvalidKey`, which the adapter's docstring says and explains."""
+
+    @pytest.fixture(autouse=True)
+    def _telling(self, record_property: Callable[[str, object], None]) -> None:
+        self._record = record_property
+
+    def tell(self, outcome: str) -> None:
+        """Note in the test's report how it came to pass, other than by the promise being kept: see `OUTCOME`."""
+        self._record(OUTCOME, outcome)
 
     async def abandoned(self, backend: StorageBackend, key: str) -> int:  # noqa: ARG002 - for those that override it
         """Leave behind what a writer of `key` leaves that is killed in the middle; how many leftovers that are.
@@ -105,8 +119,9 @@ def needs(
             missing = [feature for feature in features if not getattr(backend.features, feature)]
             if not missing:
                 await test(self, backend, *args, **kwargs)
-            for feature in missing:
-                await assert_refused(backend, feature)
+                return
+            refusals = [await assert_refused(backend, feature) for feature in missing]
+            self.tell("refused" if any(refusals) else "not offered")
 
         functools.update_wrapper(run, test)
         return run  # type: ignore[return-value] # pytest passes by name, which the type does not promise
@@ -114,8 +129,8 @@ def needs(
     return decorate
 
 
-async def assert_refused(backend: StorageBackend, feature: str) -> None:
-    """Every call that belongs to the missing feature raises `Unsupported`."""
+async def assert_refused(backend: StorageBackend, feature: str) -> int:
+    """Every call that belongs to the missing feature raises `Unsupported`. How many calls that are."""
 
     async def opened() -> None:
         async with backend.open("k"):
@@ -130,6 +145,8 @@ async def assert_refused(backend: StorageBackend, feature: str) -> None:
         "lists": [walked],
         "deletes": [lambda: backend.delete("k")],
     }
-    for call in calls.get(feature, ()):
+    belonging = calls.get(feature, ())
+    for call in belonging:
         with pytest.raises(Unsupported):
             await call()
+    return len(belonging)

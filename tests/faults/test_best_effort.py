@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.scenarios import RUN
-from tests.faults.test_crash_points import Begin, Stage, begin, killed, payloads, recovered, rows
+from tests.faults.scenarios import RUN, Stage
+from tests.faults.test_crash_points import Begin, begin, killed, payloads, recovered, rows
 from tests.faults.worlds import publish_small
 
 __all__ = ["begin"]

@@ -27,8 +27,9 @@ class Clock:
 
 
 async def nothing() -> AsyncIterator[bytes]:
-    for chunk in ():
-        yield chunk
+    pieces: tuple[bytes, ...] = ()
+    for piece in pieces:
+        yield piece
 
 
 async def guard(clock: Clock, backend: type[Wrapper] = Down) -> BreakerGuard:

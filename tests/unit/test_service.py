@@ -20,6 +20,7 @@ from handlers.resource_fetched import ResourceFetchedHandler
 from handlers.routes import Route, Routes, Target
 from worker import service as service_module
 from worker.budget import Budget
+from worker.circuits import Circuits
 from worker.disposition import RetryPolicy
 from worker.health import Health
 from worker.ledger.base import Summary
@@ -186,6 +187,7 @@ class World:
             random=lambda: 0.0,
             metrics=metrics,
             health=self.health,
+            circuits=Circuits([]),
         )
 
     def start(self, service: Service, *, until_idle: bool = False) -> asyncio.Task[None]:

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar, Self
 
 import pytest
 
@@ -28,7 +29,7 @@ from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
-from worker.publishers.base import Notification, PublishError
+from worker.publishers.base import Notification, PublisherOptions, PublishError
 from worker.queues.base import Ack, Disposition, OutgoingMessage
 from worker.queues.memory import MemoryOptions as QueueOptions
 from worker.queues.memory import MemoryQueue
@@ -67,6 +68,9 @@ class Watched(Wrapper):
 class Outbound:
     """A publisher that keeps what it is given."""
 
+    Options: ClassVar[type[PublisherOptions]] = PublisherOptions
+    destination = "here"
+
     def __init__(self) -> None:
         self.sent: list[bytes] = []
 
@@ -75,6 +79,10 @@ class Outbound:
         return [None] * len(notifications)
 
     async def aclose(self) -> None: ...
+
+    @classmethod
+    async def connect(cls, options: PublisherOptions) -> Self:  # noqa: ARG003 - there are none
+        return cls()
 
 
 class World:

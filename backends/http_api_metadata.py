@@ -1,0 +1,33 @@
+"""`Attributes` as headers of HTTP, and back. Used by backends/http_api.py only."""
+
+from collections.abc import Mapping
+from urllib.parse import quote
+
+from backends.base import Attributes
+from backends.s3_metadata import decode_metadata, encode_metadata
+
+_TYPE_SAFE = "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~ %"
+METADATA_LIMIT = 4096
+"""Bytes of all names and values: with the other headers they fit the 8 KiB that servers commonly take."""
+
+
+def headers_for(attributes: Attributes, prefix: str | None) -> dict[str, str]:
+    """The content type, and the metadata where there is a `prefix` for it: escaped as for S3, which travels by headers too."""
+    content_type = attributes.content_type
+    named = {"Content-Type": quote(content_type, safe=_TYPE_SAFE)} if content_type else {}
+    if prefix is None:
+        return named
+    encoded = encode_metadata(attributes.metadata, METADATA_LIMIT)
+    return named | {prefix + name: value for name, value in encoded.items()}
+
+
+def attributes_of(headers: Mapping[str, str], prefix: str | None) -> tuple[str | None, dict[str, str]]:
+    """Content type and metadata of an answer; nothing where there is no `prefix`: then they are not the API's to keep."""
+    if prefix is None:
+        return None, {}
+    found = {
+        name[len(prefix) :].lower(): value
+        for name, value in headers.items()
+        if name.lower().startswith(prefix.lower())
+    }
+    return headers.get("Content-Type"), decode_metadata(found)
