@@ -78,6 +78,7 @@ def configure(
     root.setLevel(max(_LEVELS[level], logging.WARNING))
     # It reports every lost connection as an error of its own; what it means for us is logged by who meets it.
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncssh").setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
 
 
