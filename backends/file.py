@@ -47,9 +47,11 @@ from backends.base import (
     check_key,
 )
 from backends.errors import InvalidKey, NotFound, PermissionDenied, StorageError, Unavailable, Unsupported
+from backends.file_copy import Copy
 from backends.file_small import SmallWrites
 from backends.file_transfer import Reader, Upload
 from backends.file_tree import Tree, is_temporary
+from backends.wrapper import bare
 
 T = TypeVar("T")
 
@@ -121,13 +123,13 @@ class FileBackend:
 
     @classmethod
     def features_of(cls, options: BackendOptions) -> Features:  # noqa: ARG003 - the same for all of them
-        """The minimum."""
-        return Features(attributes=False)
+        """The minimum, and copies."""
+        return Features(attributes=False, server_copy=True)
 
     @property
     def features(self) -> Features:
         """The same for every instance."""
-        return Features(attributes=False)
+        return Features(attributes=False, server_copy=True)
 
     @property
     def location(self) -> str:
@@ -213,11 +215,23 @@ class FileBackend:
         source: StorageBackend,
         source_key: str,
         key: str,
-        attributes: Attributes,  # noqa: ARG002 - refused whatever they are
-        promise: Promise,  # noqa: ARG002 - as above
+        attributes: Attributes,  # noqa: ARG002 - a directory keeps no attributes
+        promise: Promise,
     ) -> Receipt:
-        """Never: `features.server_copy` is off."""
-        raise Unsupported(f"{self._location} cannot copy {source.location}{source_key} to {key!r} by itself")
+        """From any directory on the same file system, as far as that can copy: by sharing blocks, or in the kernel."""
+        upload = Upload(self._tree, self._check(key))
+        origin, origin_key = bare(source, source_key)
+        if not isinstance(origin, FileBackend):
+            raise Unsupported(
+                f"{self._location} cannot copy {source.location}{source_key} to {key!r} by itself"
+            )
+        copy = Copy(origin._tree, self._check(origin_key), upload, promise)  # noqa: SLF001 - one of its own kind
+        try:
+            return await self._result(self._submit(copy.run), key, Unavailable, stop=upload.stop)
+        except BaseException:
+            if upload.started:
+                await _finished(self._submit(upload.discard))
+            raise
 
     async def sweep(self, older_than: float, prefix: str = "") -> int:
         """The temporary files last written at least `older_than` seconds ago. Looks at every file under `prefix`."""

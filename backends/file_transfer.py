@@ -1,5 +1,5 @@
-"""One write and one read of the file backend, step by step: every method blocks. Called by `backends.file` and
-`backends.file_small`.
+"""One write and one read of the file backend, step by step: every method blocks. Called by `backends.file`,
+`backends.file_copy` and `backends.file_small`.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class Upload:
         self._shared = False
         self._file = -1
         self._digest = hashlib.sha256()
-        self._size = 0
+        self.size = 0
         self._stopped = False
 
     @property
@@ -41,16 +41,20 @@ class Upload:
         self._stopped = True
 
     def append(self, pieces: Sequence[bytes]) -> None:
-        if self._directory < 0:
-            self.begin(self._tree.directory(self.parent, create=True), shared=False)
+        self.start()
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._digest.update(data)
-        self._size += len(data)
+        self.size += len(data)
         rest = memoryview(data)
         failpoint("file.write.before")
         while rest:
             rest = rest[os.write(self._file, rest) :]
         failpoint("file.write.after")
+
+    def start(self) -> None:
+        """Begin, unless that has happened, in a directory of its own."""
+        if self._directory < 0:
+            self.begin(self._tree.directory(self.parent, create=True), shared=False)
 
     def begin(self, directory: int, *, shared: bool) -> None:
         """Create the file. The descriptor of its directory is this upload's to close, unless it is shared."""
@@ -63,6 +67,27 @@ class Upload:
             failpoint("file.create.after")
         else:
             self._file = unnamed
+
+    def fileno(self) -> int:
+        """The descriptor of what will be the object, open for writing."""
+        return self._file
+
+    @property
+    def sha256(self) -> str:
+        """Of what was written so far, in hex."""
+        return self._digest.hexdigest()
+
+    def read_again(self) -> None:
+        """Count and digest what the file holds, when somebody else than `append` has filled it."""
+        self.size, self._digest = 0, hashlib.sha256()
+        file = os.open(f"/proc/self/fd/{self._file}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while piece := os.read(file, CHUNK_SIZE):
+                self._digest.update(piece)
+                self.size += len(piece)
+                self.go_on()
+        finally:
+            os.close(file)
 
     def finish(self, pieces: Sequence[bytes]) -> Receipt:
         self.append(pieces)
@@ -83,12 +108,12 @@ class Upload:
 
         Also when the object was there before: its writer may have died between its commit and that.
         """
-        self._go_on()
+        self.go_on()
         created = self._link()
         self._close_file()
         if not created:
             self._compare()
-        return Receipt(self._key, self._size, self._digest.hexdigest(), created=created)
+        return Receipt(self._key, self.size, self.sha256, created=created)
 
     def discard(self) -> None:
         """Remove what is left of an unfinished write. What cannot be removed now is left to the sweep."""
@@ -118,10 +143,10 @@ class Upload:
         file, size = self._tree.open_object(self._key)
         try:
             digest = hashlib.sha256()
-            while size == self._size and (piece := os.read(file, CHUNK_SIZE)):
+            while size == self.size and (piece := os.read(file, CHUNK_SIZE)):
                 digest.update(piece)
-                self._go_on()
-            if size != self._size or digest.digest() != self._digest.digest():
+                self.go_on()
+            if size != self.size or digest.digest() != self._digest.digest():
                 raise Conflict(f"{self._tree.root}: another object lies under {self._key!r}")
             failpoint("file.sync_found.before")
             os.fsync(file)
@@ -129,7 +154,7 @@ class Upload:
         finally:
             os.close(file)
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
         if self._stopped:
             raise _Stopped
 

@@ -23,7 +23,8 @@ from backends.base import (
     StorageBackend,
     check_key,
 )
-from backends.errors import Conflict, NotFound, Unsupported
+from backends.errors import Conflict, IntegrityError, NotFound, Unsupported
+from backends.wrapper import bare
 
 
 class MemoryOptions(BackendOptions):
@@ -66,13 +67,13 @@ class MemoryBackend:
 
     @classmethod
     def features_of(cls, options: BackendOptions) -> Features:  # noqa: ARG003 - the same for all of them
-        """Attributes."""
-        return Features(attributes=True)
+        """Attributes and copies."""
+        return Features(attributes=True, server_copy=True)
 
     @property
     def features(self) -> Features:
         """The same for every instance."""
-        return Features(attributes=True)
+        return Features(attributes=True, server_copy=True)
 
     @property
     def location(self) -> str:
@@ -98,6 +99,9 @@ class MemoryBackend:
         check_key(key)
         data = b"".join([chunk async for chunk in chunks])
         sha256 = hashlib.sha256(data).hexdigest()
+        return self._keep(key, data, sha256, attributes)
+
+    def _keep(self, key: str, data: bytes, sha256: str, attributes: Attributes) -> Receipt:
         there = self._objects.get(key)
         if there is None:
             metadata = MappingProxyType(dict(attributes.metadata))
@@ -126,11 +130,23 @@ class MemoryBackend:
         source: StorageBackend,
         source_key: str,
         key: str,
-        attributes: Attributes,  # noqa: ARG002 - refused whatever they are
-        promise: Promise,  # noqa: ARG002 - as above
+        attributes: Attributes,
+        promise: Promise,
     ) -> Receipt:
-        """Never: `features.server_copy` is off."""
-        raise Unsupported(f"{self._location} cannot copy {source.location}{source_key} to {key!r} by itself")
+        """Within this instance; both keys share the bytes."""
+        origin, origin_key = bare(source, source_key)
+        check_key(key)
+        check_key(origin_key)
+        if origin is not self:
+            raise Unsupported(
+                f"{self._location} cannot copy {source.location}{source_key} to {key!r} by itself"
+            )
+        found = self._objects.get(origin_key)
+        if found is None:
+            raise NotFound(f"{self._location}: no object {origin_key!r}")
+        if promise.size not in {None, found.stat.size} or promise.sha256 not in {None, found.stat.etag}:
+            raise IntegrityError(f"{self._location}: {origin_key!r} is not what was promised")
+        return self._keep(key, found.data, str(found.stat.etag), attributes)
 
     async def sweep(self, older_than: float, prefix: str = "") -> int:  # noqa: ARG002 - there is nothing to look at
         """Nothing is ever left."""

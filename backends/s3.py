@@ -4,9 +4,11 @@ Reads and objects of up to one part go through obstore, everything else through 
 the endpoint that botocore resolves. The figures behind that are in docs/adr/0003-s3-data-plane.md.
 """
 
+import base64
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Self
@@ -16,7 +18,6 @@ from aiobotocore.session import AioSession
 from obstore.store import S3Store
 
 from backends.base import (
-    CHUNK_SIZE,
     Attributes,
     BackendOptions,
     Features,
@@ -25,6 +26,7 @@ from backends.base import (
     Receipt,
     StorageBackend,
     check_key,
+    single,
 )
 from backends.errors import (
     Conflict,
@@ -37,9 +39,13 @@ from backends.errors import (
 )
 from backends.failpoints import failpoint
 from backends.s3_client import S3Options, client_config, store_for
-from backends.s3_errors import translated
+from backends.s3_copy import CopiedParts, Original
+from backends.s3_errors import request, translated
 from backends.s3_metadata import decode_metadata, headers_for
-from backends.s3_multipart import MultipartUpload, Source
+from backends.s3_multipart import MultipartUpload
+from backends.s3_parts import Source, StreamedParts
+from backends.s3_read import opened, sha256_of
+from backends.wrapper import bare
 
 
 class S3Backend:
@@ -50,7 +56,8 @@ class S3Backend:
     def __init__(self, options: S3Options, client: Any, store: S3Store, resources: AsyncExitStack) -> None:
         """Takes what `connect` opened; `resources` is closed by `aclose`."""
         self._options = options
-        self._bucket = options.bucket
+        self.bucket = options.bucket
+        self.endpoint: str = client.meta.endpoint_url
         self._client = client
         self._store = store
         self._resources = resources
@@ -80,6 +87,7 @@ class S3Backend:
             backend = cls(options, client, store, stack.pop_all())
         try:
             await backend.health()
+            await backend._prove_encryption()
         except BaseException:
             await backend.aclose()
             raise
@@ -93,93 +101,108 @@ class S3Backend:
         return f"s3://{options.bucket}/"
 
     @classmethod
-    def features_of(cls, options: BackendOptions) -> Features:  # noqa: ARG003 - the same for all of them
-        """Attributes."""
-        return Features(attributes=True)
+    def features_of(cls, options: BackendOptions) -> Features:
+        """Attributes; copies and create-only writes where the store has checksums and conditions for them."""
+        if not isinstance(options, S3Options):
+            raise TypeError(f"S3Backend takes S3Options, not {type(options).__name__}")
+        return Features(
+            attributes=True,
+            server_copy=options.checksums == "when_supported",
+            create_only=options.conditional_writes == "always",
+        )
 
     @property
     def features(self) -> Features:
-        """The same for every instance."""
-        return Features(attributes=True)
+        """As `features_of` says."""
+        return self.features_of(self._options)
 
     @property
     def location(self) -> str:
         """`s3://bucket/`."""
-        return f"s3://{self._bucket}/"
+        return f"s3://{self.bucket}/"
 
     @property
     def write_buffer(self) -> int:
-        """The parts in flight and their copies inside the client, the part being gathered, and that part joined."""
-        return self._options.part_size * (2 * self._options.max_concurrency + 2)
+        """The parts in flight and their copies inside the client, the part being gathered, and that part joined.
+
+        What is gathered for one PUT stays until the last part of it is out.
+        """
+        options = self._options
+        gathered = options.largest_put if options.largest_put > options.part_size else 0
+        return max(2 * options.largest_put, gathered + options.part_size * (2 * options.max_concurrency + 2))
 
     @asynccontextmanager
     async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """A read that loses its connection goes on from where it was, as long as the object is the same one."""
         _check(key)
-        with translated(f"read {self.location}{key}"):
-            result = await obstore.get_async(self._store, key)
-        async with aclosing(
-            self._chunks(key, result.stream(min_chunk_size=CHUNK_SIZE // 2), result.meta["size"])
-        ) as chunks:
+        async with opened(self._store, key, f"{self.location}{key}", self._options.request_timeout) as chunks:
             yield chunks
 
-    async def _chunks(self, key: str, stream: Any, size: int) -> AsyncGenerator[bytes, None]:
-        received = 0
-        pieces = aiter(stream)
-        while True:
-            try:
-                with translated(f"read {self.location}{key}"):
-                    piece = await anext(pieces, None)
-            except Conflict as exc:
-                # The reader goes on after a broken connection only while the object is the same one.
-                raise Unavailable(f"{self.location}{key} changed while it was read") from exc
-            if piece is None:
-                break
-            received += len(piece)
-            view = memoryview(piece)
-            for start in range(0, len(view), CHUNK_SIZE):
-                yield bytes(view[start : start + CHUNK_SIZE])
-        if received != size:
-            raise Unavailable(f"{self.location}{key} ended after {received} of {size} bytes")
-
     async def write(self, key: str, chunks: AsyncIterator[bytes], attributes: Attributes) -> Receipt:
-        """One PUT for a stream of at most `part_size` bytes, else a multipart upload; both only if the key is free."""
+        """One PUT for a short stream, else a multipart upload; both only if the key is free."""
         _check(key)
+        options = self._options
         source = Source(chunks)
-        first = await source.take(self._options.part_size)
+        first = await source.take(options.largest_put)
         if source.ended:
             return await self._put(key, first, source, attributes)
-        upload = MultipartUpload(
-            self._client,
-            bucket=self._bucket,
-            key=key,
-            headers=headers_for(attributes),
-            part_size=self._options.part_size,
-            concurrency=self._options.max_concurrency,
-            checksums=self._options.checksums == "when_supported",
+        source.give_back(first)
+        del first
+        parts = StreamedParts(
+            source,
+            part_size=options.part_size,
+            concurrency=options.max_concurrency,
+            checksums=options.checksums == "when_supported",
+            seconds=options.request_timeout,
         )
+        return await self._upload(key, parts, source, attributes)
+
+    async def _upload(
+        self,
+        key: str,
+        parts: StreamedParts | CopiedParts,
+        content: Source | CopiedParts,
+        attributes: Attributes,
+    ) -> Receipt:
+        """`content` knows size and digest once the parts are sent."""
+        upload = self._multipart(key, headers_for(attributes))
         try:
-            answer = await upload.run(first, source)
+            answer = await upload.run(parts)
         except StorageError as exc:
             # Taken already, or an answer that got lost: what lies there now decides.
-            there = await self._compare(key, source) if upload.completing else None
+            there = await self._compare(key, content) if upload.completing else None
             if there is None:
                 raise _retryable(exc) from exc.__cause__
             return replace(there, created=not isinstance(exc, Conflict))
-        return Receipt(key, source.size, source.sha256, _etag(answer.get("ETag")), answer.get("VersionId"))
+        return Receipt(key, content.size, content.sha256, _etag(answer.get("ETag")), answer.get("VersionId"))
+
+    def _multipart(self, key: str, headers: Mapping[str, Any]) -> MultipartUpload:
+        return MultipartUpload(
+            self._client,
+            bucket=self.bucket,
+            key=key,
+            headers={**headers, **self._options.placement},
+            conditional=self._options.conditional_writes == "always",
+            seconds=self._options.request_timeout,
+        )
 
     async def _put(self, key: str, body: bytes, source: Source, attributes: Attributes) -> Receipt:
         headers = headers_for(attributes)
         fields = {"Content-Type": headers["ContentType"]} if "ContentType" in headers else {}
+        if self._options.storage_class is not None:
+            fields["Storage-Class"] = self._options.storage_class
+        conditional = self._options.conditional_writes != "never"
+        if not conditional and (there := await self._compare(key, source)):
+            return there
         try:
-            with translated(f"write {self.location}{key}"):
+            async with self._request(f"write {self.location}{key}"):
                 failpoint("s3.put.before")
                 answer = await obstore.put_async(
                     self._store,
                     key,
                     body,
                     attributes={**fields, **headers["Metadata"]},
-                    mode="create",
+                    mode="create" if conditional else "overwrite",
                     use_multipart=False,
                 )
                 failpoint("s3.put.after")
@@ -190,34 +213,31 @@ class S3Backend:
             return there
         return Receipt(key, source.size, source.sha256, _etag(answer["e_tag"]), answer["version"])
 
-    async def _compare(self, key: str, source: Source) -> Receipt | None:
-        """The receipt of what lies under `key` if it equals what was read; None if nothing lies there.
+    async def _compare(self, key: str, content: Source | CopiedParts) -> Receipt | None:
+        """The receipt of what lies under `key` if it equals the content; None if nothing lies there.
 
-        Raises `Conflict` when it is something else.
+        Raises `Conflict` when it is something else. Reads it only where the store keeps no SHA-256 of it.
         """
-        there = await self.stat(key)
-        if there is None:
-            return None
-        digest = hashlib.sha256()
-        if there.size == source.size:
-            try:
-                async with self.open(key) as chunks:
-                    async for chunk in chunks:
-                        digest.update(chunk)
-            except NotFound:
-                return None
-        if there.size != source.size or digest.hexdigest() != source.sha256:
-            raise Conflict(
-                f"{self.location}{key} holds other content ({there.size} bytes); it was left as it is"
+        name = f"{self.location}{key}"
+        try:
+            there = await self._head(self.bucket, key, ChecksumMode="ENABLED")
+            same = there["ContentLength"] == content.size and (
+                there.get("ChecksumSHA256") in _sums(content.sha256)
+                or await sha256_of(self._store, key, name, self._options.request_timeout) == content.sha256
             )
-        return Receipt(key, source.size, source.sha256, there.etag, created=False)
+        except NotFound:
+            return None
+        if not same:
+            raise Conflict(
+                f"{name} holds other content ({there['ContentLength']} bytes); it was left as it is"
+            )
+        return Receipt(key, content.size, content.sha256, _etag(there.get("ETag")), created=False)
 
     async def stat(self, key: str) -> ObjectStat | None:
         """One HEAD request."""
         _check(key)
         try:
-            with translated(f"look up {self.location}{key}"):
-                answer = await self._client.head_object(Bucket=self._bucket, Key=key)
+            answer = await self._head(self.bucket, key)
         except NotFound:
             return None
         metadata = decode_metadata(answer.get("Metadata", {}))
@@ -225,26 +245,33 @@ class S3Backend:
             key, answer["ContentLength"], _etag(answer.get("ETag")), answer.get("ContentType"), metadata
         )
 
+    async def _head(self, bucket: str, key: str, **asked: str) -> Mapping[str, Any]:
+        async with self._request(f"look up s3://{bucket}/{key}"):
+            answer: Mapping[str, Any] = await self._client.head_object(Bucket=bucket, Key=key, **asked)
+        return answer
+
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectStat]:
         """A request per 1,000 objects; neither content type nor metadata."""
-        pages = aiter(
-            self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
-        )
+        async for page in self._pages("list_objects_v2", f"list {self.location}{prefix}", prefix):
+            for entry in page.get("Contents", ()):
+                yield ObjectStat(entry["Key"], entry["Size"], _etag(entry.get("ETag")))
+
+    async def _pages(self, operation: str, doing: str, prefix: str) -> AsyncIterator[Mapping[str, Any]]:
+        pages = aiter(self._client.get_paginator(operation).paginate(Bucket=self.bucket, Prefix=prefix))
         while True:
-            with translated(f"list {self.location}{prefix}"):
+            async with self._request(doing):
                 page = await anext(pages, None)
             if page is None:
                 return
-            for entry in page.get("Contents", ()):
-                yield ObjectStat(entry["Key"], entry["Size"], _etag(entry.get("ETag")))
+            yield page
 
     async def delete(self, key: str) -> bool:
         """S3 answers the same whether the object was there or not, so a HEAD request looks first."""
         if await self.stat(key) is None:
             return False
-        with translated(f"delete {self.location}{key}"):
+        async with self._request(f"delete {self.location}{key}"):
             failpoint("s3.delete.before")
-            await self._client.delete_object(Bucket=self._bucket, Key=key)
+            await self._client.delete_object(Bucket=self.bucket, Key=key)
             failpoint("s3.delete.after")
         return True
 
@@ -253,28 +280,66 @@ class S3Backend:
         source: StorageBackend,
         source_key: str,
         key: str,
-        attributes: Attributes,  # noqa: ARG002 - refused whatever they are
-        promise: Promise,  # noqa: ARG002 - as above
+        attributes: Attributes,
+        promise: Promise,
     ) -> Receipt:
-        """Not offered: see `features`."""
-        raise Unsupported(
-            f"{self.location}{key} cannot be copied from {source.location}{source_key} inside the store"
+        """From any bucket at the same endpoint that these credentials may read; backends/s3_copy.py says how it is proven."""
+        _check(key)
+        origin, origin_key = bare(source, source_key)
+        refusal = f"{self.location}{key} cannot be copied from {source.location}{source_key} inside the store"
+        if (
+            not self.features.server_copy
+            or not isinstance(origin, S3Backend)
+            or origin.endpoint != self.endpoint
+        ):
+            raise Unsupported(refusal)
+        there = await origin.stat(origin_key)
+        if there is None:
+            raise NotFound(f"{origin.location}{origin_key} does not exist")
+        try:
+            # Seen by our own credentials too, and the same object: what has its name may be somebody else's.
+            seen = await self._head(
+                origin.bucket, origin_key, ChecksumMode="ENABLED", IfMatch=f'"{there.etag}"'
+            )
+        except (Conflict, NotFound, PermissionDenied) as exc:
+            raise Unsupported(f"{refusal}: {exc}") from exc
+        original = Original.of(origin.bucket, origin_key, seen)
+        if not original.size:
+            # An upload has no empty parts.
+            original.require_size(promise)
+            return await self.write(key, single(b""), attributes)
+        parts = CopiedParts(
+            original,
+            promise,
+            concurrency=self._options.max_concurrency,
+            seconds=self._options.request_timeout,
         )
+        return await self._upload(key, parts, parts, attributes)
 
     async def health(self) -> None:
         """HeadBucket: the endpoint answers, the bucket exists, the credentials may list it."""
         try:
-            with translated(f"open bucket {self._bucket}"):
-                answer = await self._client.head_bucket(Bucket=self._bucket)
+            async with self._request(f"open bucket {self.bucket}"):
+                answer = await self._client.head_bucket(Bucket=self.bucket)
         except NotFound as exc:
             raise NotFound(
-                f"bucket {self._bucket} does not exist; create it with: aws s3api create-bucket --bucket {self._bucket}"
+                f"bucket {self.bucket} does not exist; create it with: aws s3api create-bucket --bucket {self.bucket}"
             ) from exc
         except PermissionDenied as exc:
-            raise PermissionDenied(f"{exc}; the credentials need s3:ListBucket on {self._bucket}") from exc
+            raise PermissionDenied(f"{exc}; the credentials need s3:ListBucket on {self.bucket}") from exc
         region = answer.get("BucketRegion")
         if not self._options.endpoint_url and region and region != self._client.meta.region_name:
-            raise StorageError(f"bucket {self._bucket} lies in {region}; configure region: {region}")
+            raise StorageError(f"bucket {self.bucket} lies in {region}; configure region: {region}")
+
+    async def _prove_encryption(self) -> None:
+        """Raise unless the store encrypts as it is asked to; otherwise small objects might lie there as they are."""
+        if self._options.encryption is not None:
+            key = f".transload-{secrets.token_hex(8)}.probe"
+            try:
+                await self._multipart(key, {}).probe()
+            except (PermissionDenied, Unsupported) as exc:
+                wanted = f"encryption: {self._options.encryption}, kms_key_id: {self._options.kms_key_id}"
+                raise type(exc)(f"{exc}; every write asks for {wanted}") from exc
 
     async def sweep(self, older_than: float, prefix: str = "") -> int:
         """Abort multipart uploads that were begun at least `older_than` seconds ago, whoever began them.
@@ -283,20 +348,18 @@ class S3Backend:
         """
         limit = datetime.now(UTC) - timedelta(seconds=older_than)
         count = 0
-        with translated(f"sweep {self.location}{prefix}"):
-            paginator = self._client.get_paginator("list_multipart_uploads")
-            async for page in paginator.paginate(Bucket=self._bucket, Prefix=prefix):
-                for upload in page.get("Uploads", ()):
-                    if upload["Initiated"] <= limit:
-                        count += await self._abort(upload["Key"], upload["UploadId"])
+        async for page in self._pages("list_multipart_uploads", f"sweep {self.location}{prefix}", prefix):
+            for upload in page.get("Uploads", ()):
+                if upload["Initiated"] <= limit:
+                    count += await self._abort(upload["Key"], upload["UploadId"])
         return count
 
     async def _abort(self, key: str, upload_id: str) -> bool:
         """False when its writer, or another sweep, has ended it meanwhile."""
         try:
-            with translated(f"abort an upload of {self.location}{key}"):
+            async with self._request(f"abort an upload of {self.location}{key}"):
                 failpoint("s3.sweep.before")
-                await self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
+                await self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
                 failpoint("s3.sweep.after")
         except NotFound:
             return False
@@ -306,11 +369,21 @@ class S3Backend:
         """Close aiobotocore's pool; obstore's goes with the last reference to it."""
         await self._resources.aclose()
 
+    def _request(self, doing: str) -> AbstractAsyncContextManager[None]:
+        return request(doing, self._options.request_timeout)
+
 
 def _check(key: str) -> None:
     check_key(key)
     if any(character < " " or character == "\x7f" for character in key):
         raise InvalidKey(f"key {key!a} holds a control character, which S3's listings cannot carry")
+
+
+def _sums(sha256: str) -> tuple[str, str]:
+    """How S3 may tell that SHA-256: of a whole object, and of a multipart upload of one part."""
+    digest = bytes.fromhex(sha256)
+    of_parts = hashlib.sha256(digest).digest()
+    return base64.b64encode(digest).decode(), f"{base64.b64encode(of_parts).decode()}-1"
 
 
 def _etag(value: str | None) -> str | None:

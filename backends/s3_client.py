@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from obstore.store import S3Store
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, SecretStr, model_validator
 
 from backends.base import BackendOptions
 from backends.errors import PermissionDenied
@@ -23,7 +23,12 @@ _CREDENTIAL_MINUTES = 10
 
 
 class S3Options(BackendOptions):
-    """How to reach one bucket. Without keys or a profile, botocore's usual chain finds the credentials."""
+    """How to reach one bucket. Without keys or a profile, botocore's usual chain finds the credentials.
+
+    Some options have a second name, the one that other tools know them by; the two are never given together.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
 
     bucket: str = Field(pattern=r"^[A-Za-z0-9._-]{3,255}$", description="Name of the bucket; it must exist.")
     region: str | None = Field(
@@ -48,19 +53,65 @@ class S3Options(BackendOptions):
         default="when_supported",
         description="`when_required` for stores that refuse checksum headers; the payload is signed instead.",
     )
+    conditional_writes: Literal["always", "put", "never"] = Field(
+        default="always",
+        description="Which requests of this store keep `If-None-Match`. Where it is ignored (`put`: by multipart uploads), "
+        "a write looks before its commit instead, and of two at the very same moment the later one stays.",
+    )
+    encryption: Literal["AES256", "aws:kms"] | None = Field(
+        default=None,
+        description="Encryption at rest asked for with every write; by default what the bucket says. "
+        "A store that cannot do it, or may not use the key, takes no writes.",
+    )
+    kms_key_id: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Key for `encryption: aws:kms`; by default the account's own for S3.",
+    )
+    storage_class: str | None = Field(
+        default=None,
+        pattern=r"^[A-Z0-9_-]+$",
+        description="Storage class of what is written, `STANDARD_IA` for one; by default the bucket's.",
+    )
     part_size: int = Field(
-        default=8 << 20, ge=5 << 20, le=512 << 20, description="Bytes of a part; smaller objects are one PUT."
+        default=8 << 20,
+        ge=5 << 20,
+        le=512 << 20,
+        validation_alias=AliasChoices("part_size", "multipart_chunksize"),
+        description="Bytes of a part. Also called `multipart_chunksize`.",
+    )
+    multipart_threshold: int | None = Field(
+        default=None,
+        ge=1,
+        le=512 << 20,
+        description="Objects of up to so many bytes are one PUT, for which a write holds them in memory; by default `part_size`.",
     )
     max_concurrency: int = Field(
         default=2,
         ge=1,
         le=64,
-        description="Parts of one write in flight; a write needs about `part_size` times twice this and two more in memory.",
+        validation_alias=AliasChoices("max_concurrency", "max_concurrent_uploads"),
+        description="Parts of one write in flight; a write needs about `part_size` times twice this and two more in memory. "
+        "Also called `max_concurrent_uploads`.",
     )
     max_connections: int = Field(default=64, ge=1, description="Connections of aiobotocore's pool.")
     connect_timeout: float = Field(default=5.0, gt=0, description="Seconds to connect.")
     read_timeout: float = Field(
         default=60.0, gt=0, description="Seconds without a byte before a request has failed."
+    )
+    request_timeout: float = Field(
+        default=300.0,
+        gt=0,
+        validation_alias=AliasChoices("request_timeout", "upload_timeout"),
+        description="Seconds one request may take in all, its retries included; of a read, half a mebibyte of it. A larger "
+        "part has as many times more as it is larger than `part_size`. Also called `upload_timeout`.",
+    )
+    max_retries: int = Field(
+        default=3,
+        ge=0,
+        le=20,
+        description="Times one request is sent again after throttling, a server's error or a broken connection, "
+        "with growing, random pauses.",
     )
 
     @model_validator(mode="after")
@@ -70,6 +121,27 @@ class S3Options(BackendOptions):
         if self.session_token is not None and self.access_key_id is None:
             raise ValueError("session_token needs access_key_id and secret_access_key")
         return self
+
+    @model_validator(mode="after")
+    def _key_for_kms_only(self) -> Self:
+        if self.kms_key_id is not None and self.encryption != "aws:kms":
+            raise ValueError("kms_key_id needs encryption: aws:kms")
+        return self
+
+    @property
+    def largest_put(self) -> int:
+        """Bytes up to which an object is one PUT: the effective `multipart_threshold`."""
+        return self.part_size if self.multipart_threshold is None else self.multipart_threshold
+
+    @property
+    def placement(self) -> dict[str, str]:
+        """How an object is to lie in the store, as botocore says it in Put and Create: encryption and storage class."""
+        wanted = {
+            "ServerSideEncryption": self.encryption,
+            "SSEKMSKeyId": self.kms_key_id,
+            "StorageClass": self.storage_class,
+        }
+        return {name: value for name, value in wanted.items() if value is not None}
 
     @property
     def by_path(self) -> bool:
@@ -91,7 +163,7 @@ def client_config(options: S3Options) -> AioConfig:
         max_pool_connections=options.max_connections,
         connect_timeout=options.connect_timeout,
         read_timeout=options.read_timeout,
-        retries={"mode": "standard", "total_max_attempts": 4},
+        retries={"mode": "standard", "total_max_attempts": 1 + options.max_retries},
     )
 
 
@@ -126,13 +198,17 @@ def store_for(options: S3Options, session: AioSession, client: Any) -> S3Store:
     if authority:
         transport["root_certificate"] = Path(authority).read_bytes()
     extra: dict[str, Any] = {"checksum_algorithm": "SHA256"} if options.checksums == "when_supported" else {}
+    if options.encryption is not None:
+        extra["server_side_encryption"] = options.encryption
+    if options.kms_key_id is not None:
+        extra["sse_kms_key_id"] = options.kms_key_id
     return S3Store(
         options.bucket,
         endpoint=endpoint if options.by_path else f"{scheme}://{options.bucket}.{host}",
         region="us-east-1" if region in {None, "aws-global"} else region,
         virtual_hosted_style_request=not options.by_path,
         client_options=transport,
-        retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=60)},
+        retry_config={"max_retries": options.max_retries, "retry_timeout": timedelta(seconds=60)},
         credential_provider=credentials,
         **extra,
     )

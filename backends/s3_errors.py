@@ -1,12 +1,13 @@
-"""S3's refusals as this room's errors. Used by backends/s3.py and backends/s3_multipart.py, nobody else.
+"""S3's refusals as this room's errors. Used by backends/s3.py and the modules that carry its requests, nobody else.
 
 Two SDKs speak here: botocore (through aiobotocore) and obstore. Messages are built from the status and S3's error code
 only, because the text of an answer may repeat what the request carried (a session token, for one).
 """
 
+import asyncio
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from types import MappingProxyType
 
 from botocore.exceptions import (
@@ -40,7 +41,7 @@ from backends.errors import (
 SDK_ERRORS = (ClientError, BotoCoreError, BaseError, OSError)
 """Everything the two SDKs raise; obstore's missing object is a `FileNotFoundError`, an `OSError`."""
 
-_CODE = re.compile(r"<Code>(\w+)</Code>")
+_CODE = re.compile(r"<Code>([\w.]+)</Code>")
 _STATUS = re.compile(r"status(?: code)?:? (\d{3})")
 _BY_CODE: Mapping[str, type[StorageError]] = MappingProxyType(
     {
@@ -52,6 +53,9 @@ _BY_CODE: Mapping[str, type[StorageError]] = MappingProxyType(
         "XAmzContentSHA256Mismatch": IntegrityError,
         "KeyTooLongError": InvalidKey,
         "EntityTooLarge": Unsupported,
+        "InvalidObjectState": Unsupported,
+        "InvalidRequest": Unsupported,
+        "InvalidStorageClass": Unsupported,
         "MetadataTooLarge": Unsupported,
         "NotImplemented": Unsupported,
     }
@@ -73,6 +77,14 @@ _BY_STATUS: Mapping[int, type[StorageError]] = MappingProxyType(
 )
 
 
+@asynccontextmanager
+async def request(doing: str, seconds: float) -> AsyncIterator[None]:
+    """As `translated`, for an SDK call that may take `seconds` in all, whatever drips in meanwhile."""
+    with translated(doing):
+        async with asyncio.timeout(seconds):
+            yield
+
+
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
     """Run one SDK call. `doing` says what and where: `write s3://bucket/key`."""
@@ -86,7 +98,10 @@ def _translate(exc: Exception, doing: str) -> StorageError:
     status, code = _answer(exc)
     said = f"S3 could not {doing}: {code or type(exc).__name__}" + (f" (HTTP {status})" if status else "")
     by_type = next((kind for sdk, kind in _BY_TYPE if isinstance(exc, sdk)), None)
-    kind = _BY_CODE.get(code) or by_type or _BY_STATUS.get(status, Unavailable)
+    # Every trouble with a key is mended where keys and policies are kept, some of it comes as HTTP 400:
+    # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html#KMSErrorCodeList
+    by_key = PermissionDenied if code.startswith("KMS.") else None
+    kind = _BY_CODE.get(code) or by_key or by_type or _BY_STATUS.get(status, Unavailable)
     return kind(said)
 
 

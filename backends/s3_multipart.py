@@ -1,86 +1,48 @@
-"""One multipart upload to S3: parts in flight within a budget, nothing left behind. Called by backends/s3.py only.
+"""One multipart upload to S3: begun, fed, completed, or aborted. Called by backends/s3.py and backends/s3_copy.py only.
 
-aiobotocore carries the parts, not obstore: obstore abandons the upload when its future is cancelled and completes it
-without a condition (docs/adr/0003-s3-data-plane.md).
+What feeds it is backends/s3_parts.py for a stream and backends/s3_copy.py for an object of the same store. aiobotocore
+carries it, not obstore: obstore abandons the upload when its future is cancelled and completes it without a condition
+(docs/adr/0003-s3-data-plane.md).
 """
 
 import asyncio
-import base64
-import hashlib
-import zlib
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Coroutine, Mapping
+from contextlib import suppress
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
 
-from backends.errors import StorageError
+from backends.errors import Conflict, NotFound, StorageError, Unsupported
 from backends.failpoints import failpoint
-from backends.s3_errors import translated
+from backends.s3_errors import request
 
 MAX_PARTS = 10_000
 MAX_PART_SIZE = 5 << 30
 """https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
 
 Result = TypeVar("Result")
+Part = dict[str, Any]
+"""A part as Complete names it: `PartNumber`, `ETag`, and its checksum where the upload has one."""
 
 
-def part_length(number: int, first: int) -> int:
-    """Bytes of part `number` (from 1) when part 1 has `first`: doubled every 900 parts.
-
-    So 5 TiB of unknown length fit into 10,000 parts even from parts of 5 MiB, and a stream stays at small parts for
-    its first 900. Raises `StorageError` past the last part.
-    """
-    if number > MAX_PARTS:
-        raise StorageError(f"the payload does not fit into {MAX_PARTS} parts; configure a larger part_size")
-    return min(first << ((number - 1) // 900), MAX_PART_SIZE)
-
-
-class Source:
-    """A stream cut into parts, counted and digested on the way."""
-
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
-        self._chunks = chunks
-        self._rest = memoryview(b"")
-        self._exhausted = False
-        self._digest = hashlib.sha256()
-        self.size = 0
-
-    async def take(self, length: int) -> bytes:
-        """The next `length` bytes, fewer at the end of the stream, none after it. Raises what the stream raises."""
-        pieces: list[memoryview] = []
-        missing = length
-        while missing and await self._more():
-            piece, self._rest = self._rest[:missing], self._rest[missing:]
-            pieces.append(piece)
-            missing -= len(piece)
-        # Looked ahead, so that `ended` is known as soon as the last part is out.
-        await self._more()
-        return b"".join(pieces)
-
-    async def _more(self) -> bool:
-        """Whether there is a byte left; reads on until there is, or the stream ends."""
-        while not self._rest and not self._exhausted:
-            try:
-                chunk = await anext(self._chunks)
-            except StopAsyncIteration:
-                self._exhausted = True
-            else:
-                self._digest.update(chunk)
-                self.size += len(chunk)
-                self._rest = memoryview(chunk)
-        return bool(self._rest)
+class Parts(Protocol):
+    """Where the parts of one upload come from."""
 
     @property
-    def ended(self) -> bool:
-        """Nothing is left to take."""
-        return self._exhausted and not self._rest
+    def declared(self) -> Mapping[str, Any]:
+        """What the create call has to say for their sake."""
+        ...
 
-    @property
-    def sha256(self) -> str:
-        """The digest of everything read so far, in hex."""
-        return self._digest.hexdigest()
+    async def send(self, upload: "MultipartUpload") -> list[Part]:
+        """Put every part into the upload. None is under way any more when this ends, however it ends."""
+        ...
+
+    def closing(self) -> Mapping[str, Any]:
+        """What Complete has to say of them besides their list. Asked when all are there."""
+        ...
 
 
 class MultipartUpload:
-    """Use once: `run`."""
+    """Use once: `run`, or `probe`."""
 
     def __init__(
         self,
@@ -89,107 +51,143 @@ class MultipartUpload:
         bucket: str,
         key: str,
         headers: Mapping[str, Any],
-        part_size: int,
-        concurrency: int,
-        checksums: bool,
+        conditional: bool,
+        seconds: float,
     ) -> None:
-        """`headers` go with the create call; `checksums` sends a CRC32 with every part for the store to verify."""
-        self._client = client
-        self._where = {"Bucket": bucket, "Key": key}
-        self._name = f"s3://{bucket}/{key}"
+        """`headers` go with the create call, which like every other may take `seconds`.
+
+        `conditional` is whether the store heeds a condition of Complete; otherwise a look has to do.
+        """
+        self.client = client
+        self.where = {"Bucket": bucket, "Key": key}
+        """What every request says; the `UploadId` is among it once there is one."""
+        self.name = f"s3://{bucket}/{key}"
         self._headers = headers
-        self._part_size = part_size
-        self._budget = part_size * concurrency
-        self._checksums = checksums
+        self._condition = {"IfNoneMatch": "*"} if conditional else {}
+        self._seconds = seconds
         self.completing = False
         """The Complete call was sent: a failure from now on leaves open whether the object is there."""
 
-    async def run(self, first: bytes, source: Source) -> Mapping[str, Any]:
-        """Upload `first` and what `source` still has, create-only. Returns the answer of Complete.
+    async def run(self, parts: Parts) -> Mapping[str, Any]:
+        """Upload the parts, create-only. Returns the answer of Complete.
 
         Raises `Conflict` when the key is taken. Whatever is raised, the upload is aborted before.
         """
         # A create whose answer nobody awaits would leave an upload nobody can abort.
-        created = asyncio.create_task(self._create())
+        created = asyncio.create_task(self._create(parts.declared))
         try:
-            upload_id = await asyncio.shield(created)
-            return await self._complete(upload_id, await self._parts(upload_id, first, source))
+            answer = await asyncio.shield(created)
+            self._require_encryption(answer)
+            return await self._complete(await parts.send(self), parts.closing())
         except BaseException as exc:
             await to_the_end(self._abort(created, exc))
             raise
 
-    async def _create(self) -> str:
-        # Parts with a checksum whose algorithm was not declared here are an InvalidPart at Complete.
-        declared = {"ChecksumAlgorithm": "CRC32"} if self._checksums else {}
-        with translated(f"begin the upload of {self._name}"):
+    async def probe(self) -> None:
+        """Begin the upload and abort it. Raises what the store has against the headers."""
+        with suppress(_Enough):
+            await self.run(_NoParts())
+
+    async def _create(self, declared: Mapping[str, Any]) -> Mapping[str, Any]:
+        async with request(f"begin the upload of {self.name}", self._seconds):
             failpoint("s3.create.before")
-            answer = await self._client.create_multipart_upload(**self._where, **self._headers, **declared)
-            failpoint("s3.create.after")
-        return str(answer["UploadId"])
-
-    async def _parts(self, upload_id: str, first: bytes, source: Source) -> list[dict[str, Any]]:
-        done: list[dict[str, Any]] = []
-        flying: dict[asyncio.Task[dict[str, Any]], int] = {}
-        number, part = 1, first
-        try:
-            while part:
-                while flying and sum(flying.values()) + len(part) > self._budget:
-                    done += await _first_of(flying)
-                flying[asyncio.create_task(self._part(upload_id, number, part))] = len(part)
-                number += 1
-                part = b"" if source.ended else await source.take(part_length(number, self._part_size))
-            while flying:
-                done += await _first_of(flying)
-        finally:
-            # A part that lands after the abort would bring the upload back to life.
-            for task in flying:
-                task.cancel()
-            await to_the_end(asyncio.gather(*flying, return_exceptions=True))
-        return sorted(done, key=lambda part: int(part["PartNumber"]))
-
-    async def _part(self, upload_id: str, number: int, body: bytes) -> dict[str, Any]:
-        checksum = {"ChecksumCRC32": _crc32(body)} if self._checksums else {}
-        with translated(f"write part {number} of {self._name}"):
-            failpoint("s3.part.before")
-            answer = await self._client.upload_part(
-                **self._where, UploadId=upload_id, PartNumber=number, Body=body, **checksum
+            answer: Mapping[str, Any] = await self.client.create_multipart_upload(
+                **self.where, **self._headers, **declared
             )
-            failpoint("s3.part.after")
-        return {"PartNumber": number, "ETag": answer["ETag"], **checksum}
+            failpoint("s3.create.after")
+        self.where["UploadId"] = str(answer["UploadId"])
+        return answer
 
-    async def _complete(self, upload_id: str, parts: list[dict[str, Any]]) -> Mapping[str, Any]:
+    def _require_encryption(self, answer: Mapping[str, Any]) -> None:
+        """A store that knows no encryption ignores the header; one that does it says so."""
+        wanted = self._headers.get("ServerSideEncryption")
+        if wanted is not None and answer.get("ServerSideEncryption") != wanted:
+            raise Unsupported(f"{self.name}: the store does not encrypt with {wanted}; nothing was written")
+
+    async def _complete(self, parts: list[Part], closing: Mapping[str, Any]) -> Mapping[str, Any]:
         self.completing = True
-        with translated(f"complete the upload of {self._name}"):
+        if not self._condition:
+            await self._require_free()
+        async with request(f"complete the upload of {self.name}", self._seconds):
             failpoint("s3.complete.before")
-            answer: Mapping[str, Any] = await self._client.complete_multipart_upload(
-                **self._where, UploadId=upload_id, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
+            answer: Mapping[str, Any] = await self.client.complete_multipart_upload(
+                **self.where, MultipartUpload={"Parts": parts}, **self._condition, **closing
             )
             failpoint("s3.complete.after")
         return answer
 
-    async def _abort(self, created: "asyncio.Task[str]", cause: BaseException) -> None:
+    async def _require_free(self) -> None:
+        with suppress(NotFound):
+            async with request(f"look up {self.name}", self._seconds):
+                await self.client.head_object(Bucket=self.where["Bucket"], Key=self.where["Key"])
+            raise Conflict(f"{self.name} is there already")
+
+    async def _abort(self, created: "asyncio.Task[Mapping[str, Any]]", cause: BaseException) -> None:
         """Abort the upload. Harmless after a Complete that did happen: the upload is gone, the object stays."""
         try:
-            upload_id = await created
+            await created
         except StorageError:
             return
         try:
-            with translated(f"abort the upload of {self._name}"):
+            async with request(f"abort the upload of {self.name}", self._seconds):
                 failpoint("s3.abort.before")
-                await self._client.abort_multipart_upload(**self._where, UploadId=upload_id)
+                await self.client.abort_multipart_upload(**self.where)
                 failpoint("s3.abort.after")
         except StorageError as exc:
             if not self.completing:
                 cause.add_note(f"{exc}; a sweep has to remove it")
 
 
-async def _first_of(flying: "dict[asyncio.Task[dict[str, Any]], int]") -> list[dict[str, Any]]:
-    """Wait for at least one part, take those that are done off the list. Raises what a part raised."""
-    done, _ = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
-    results = [task.result() for task in done]
-    for task in done:
-        del flying[task]
-    return results
+class _Enough(Exception):
+    """Ends a probe."""
+
+
+class _NoParts:
+    declared: Mapping[str, Any] = MappingProxyType({})
+
+    async def send(self, upload: MultipartUpload) -> list[Part]:  # noqa: ARG002 - it comes to nothing
+        raise _Enough
+
+    def closing(self) -> Mapping[str, Any]:
+        return self.declared
+
+
+class InFlight:
+    """Parts under way at once, as many as fit into a budget."""
+
+    def __init__(self, budget: int) -> None:
+        """`budget` is in whatever unit `add` is told costs in. A part that alone exceeds it goes by itself."""
+        self._budget = budget
+        self._flying: dict[asyncio.Task[Part], int] = {}
+        self._done: list[Part] = []
+
+    async def add(self, part: Coroutine[Any, Any, Part], cost: int) -> None:
+        """Start `part` once there is room. Raises what an earlier part raised."""
+        try:
+            while self._flying and sum(self._flying.values()) + cost > self._budget:
+                await self._first()
+        except BaseException:
+            part.close()
+            raise
+        self._flying[asyncio.create_task(part)] = cost
+
+    async def all(self) -> list[Part]:
+        """All parts in order, once they are done. Raises what a part raised."""
+        while self._flying:
+            await self._first()
+        return sorted(self._done, key=lambda part: int(part["PartNumber"]))
+
+    async def stop(self) -> None:
+        """Cancel what is under way and wait for its end: a part that lands after the abort would revive the upload."""
+        for task in self._flying:
+            task.cancel()
+        await to_the_end(asyncio.gather(*self._flying, return_exceptions=True))
+
+    async def _first(self) -> None:
+        done, _ = await asyncio.wait(self._flying, return_when=asyncio.FIRST_COMPLETED)
+        self._done += [task.result() for task in done]
+        for task in done:
+            del self._flying[task]
 
 
 async def to_the_end(work: Awaitable[Result]) -> Result:
@@ -205,7 +203,3 @@ async def to_the_end(work: Awaitable[Result]) -> Result:
     if cancelled is not None:
         raise cancelled
     return result
-
-
-def _crc32(data: bytes) -> str:
-    return base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()

@@ -1,15 +1,21 @@
 """What every test may use: the real services, started when the first test asks for one, and the table at the end."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
+from tests.support.azurite import Azurite, AzuriteEndpoint
+from tests.support.gcs import Gcs, GcsEmulator
+from tests.support.hdfs import Hdfs, HdfsCluster
 from tests.support.localstack import LocalStack, LocalStackEndpoint
+from tests.support.nginx import Nginx, NginxDav
+from tests.support.openssh import OpenSsh, OwnSshd
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgresql import Postgresql, PostgresqlServer, in_thread
 from tests.support.rabbitmq import RabbitBroker, RabbitMq
+from tests.support.radosgw import Radosgw, endpoint_of
 from tests.support.services import Board, NotAvailable, Running, Service
 from tests.support.strace import Strace
 
@@ -65,9 +71,34 @@ def _counted(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def azurite(request: pytest.FixtureRequest) -> AzuriteEndpoint:
+    """Azure Blob Storage. Each test makes a container of a random name on it."""
+    return AzuriteEndpoint(_demand(request, Azurite()).endpoint_url)
+
+
+@pytest.fixture(scope="session")
+def gcs(request: pytest.FixtureRequest) -> GcsEmulator:
+    """Google's store as an emulator has it: no preconditions. Each test makes a bucket of its own."""
+    return GcsEmulator(_demand(request, Gcs()).endpoint_url)
+
+
+@pytest.fixture(scope="session")
+def hdfs(request: pytest.FixtureRequest) -> HdfsCluster:
+    """A NameNode and a DataNode. Each test makes a directory of a random name on it."""
+    return HdfsCluster(_demand(request, Hdfs()).endpoint_url)
+
+
+@pytest.fixture(scope="session")
 def localstack(request: pytest.FixtureRequest) -> LocalStackEndpoint:
     """S3, SQS, SNS, KMS and STS. Names (buckets, queues) are the test's to make random: the server is shared."""
     return LocalStackEndpoint(_demand(request, LocalStack()).endpoint_url)
+
+
+@pytest.fixture(scope="session")
+def nginx(request: pytest.FixtureRequest) -> NginxDav:
+    """WebDAV without listings. Each test writes below a random path of it."""
+    service = Nginx()
+    return NginxDav(_demand(request, service).endpoint_url, service.files)
 
 
 @pytest.fixture(scope="session")
@@ -95,9 +126,23 @@ def rabbitmq(request: pytest.FixtureRequest) -> Iterator[RabbitBroker]:
 
 
 @pytest.fixture(scope="session")
+def radosgw(request: pytest.FixtureRequest) -> LocalStackEndpoint:
+    """Ceph's S3, which checks signatures and policies. Each test makes a bucket of a random name on it."""
+    return endpoint_of(_demand(request, Radosgw()).endpoint_url)
+
+
+@pytest.fixture(scope="session")
 def strace(request: pytest.FixtureRequest) -> None:
     """The tracer is there and may trace: tests/support/strace.py uses it."""
     _demand(request, Strace())
+
+
+@pytest.fixture(scope="session")
+def openssh(request: pytest.FixtureRequest) -> Mapping[str, OwnSshd]:
+    """The shared servers: `full`, and `bare` without any extension. Each test makes a directory of its own on them."""
+    service = OpenSsh()
+    _demand(request, service)
+    return service.servers
 
 
 def _demand(request: pytest.FixtureRequest, service: Service) -> Running:

@@ -1,5 +1,6 @@
 """An S3 backend on a bucket of its own: on LocalStack, for any test that has its fixture, or on the strict S3 of the tests."""
 
+import functools
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from tests.support.strict_s3 import StrictS3, strict_s3
 @asynccontextmanager
 async def s3_client(localstack: LocalStackEndpoint, service: str = "s3") -> AsyncIterator[Any]:
     """A plain client, to prepare and to look at what an adapter did."""
-    async with AioSession().create_client(
+    async with _session().create_client(
         service,
         region_name=localstack.region,
         endpoint_url=localstack.endpoint_url,
@@ -27,6 +28,12 @@ async def s3_client(localstack: LocalStackEndpoint, service: str = "s3") -> Asyn
         aws_secret_access_key=localstack.secret_access_key,
     ) as client:
         yield client
+
+
+@functools.cache
+def _session() -> AioSession:
+    """A session reads the description of each service once, which takes longer than most tests."""
+    return AioSession()
 
 
 async def new_bucket(localstack: LocalStackEndpoint) -> str:

@@ -14,7 +14,9 @@ Fault = Literal[
     "conflict",
     "corrupt",
     "cut",
+    "denied",
     "error in 200",
+    "expired",
     "hold",
     "internal error",
     "invalid part",
@@ -29,7 +31,9 @@ does not carry out: see `REFUSALS`."""
 REFUSALS: Mapping[Fault, tuple[int, str]] = MappingProxyType(
     {
         "conflict": (409, "ConditionalRequestConflict"),
+        "denied": (403, "AccessDenied"),
         "error in 200": (200, "InternalError"),
+        "expired": (400, "ExpiredToken"),
         "internal error": (500, "InternalError"),
         "invalid part": (400, "InvalidPart"),
         "slow down": (503, "SlowDown"),

@@ -1,8 +1,8 @@
 """A small S3 that is as strict as AWS where LocalStack is kind, in memory, on loopback, by path, unsigned.
 
 Conditional writes are atomic, part sizes and part numbers have their limits, every checksum a request carries is verified, a
-Complete has to name the parts as they were answered, metadata ends at 2 KB, and a finished upload is gone. Failures come on
-demand (tests/support/s3_faults.py). What it speaks: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations.html.
+Complete has to name the parts as they were answered, metadata ends at 2 KB, a finished upload is gone, and nothing is stored
+under a KMS key that is disabled or denied. Failures come on demand (tests/support/s3_faults.py). What it speaks: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations.html.
 """
 
 import base64
@@ -32,6 +32,19 @@ PAGE: Final = 1000
 """https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
 
 _META = "x-amz-meta-"
+_PLACEMENT = (
+    "x-amz-server-side-encryption",
+    "x-amz-server-side-encryption-aws-kms-key-id",
+    "x-amz-storage-class",
+)
+_KEY_REFUSALS: Mapping[str, tuple[int, str]] = MappingProxyType(
+    {
+        "disabled": (400, "KMS.DisabledException"),
+        "denied": (403, "AccessDenied"),
+        "missing": (400, "KMS.NotFoundException"),
+    }
+)
+"""https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html#KMSErrorCodeList"""
 _CHECKSUM = "x-amz-checksum-"
 _DIGESTS: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType(
     {
@@ -59,8 +72,10 @@ class Stored:
     data: bytes
     etag: str
     headers: Mapping[str, str]
-    """Content type and metadata, as they came."""
+    """Content type, metadata, encryption and storage class, as they came."""
     stored_at: datetime
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    """The headers that tell its checksum, where it was stored with one."""
 
 
 @dataclass(slots=True)
@@ -80,6 +95,8 @@ class Upload:
     key: str
     headers: Mapping[str, str]
     algorithm: str | None
+    whole: bool
+    """The checksum is to be one of the whole object."""
     begun_at: datetime
     parts: dict[int, Part] = field(default_factory=dict)
 
@@ -90,6 +107,10 @@ class StrictS3(Faults):
 
     buckets: dict[str, dict[str, Stored]] = field(default_factory=dict)
     uploads: dict[str, Upload] = field(default_factory=dict)
+    kms_keys: dict[str, str] = field(default_factory=dict)
+    """State of every KMS key by its id: `enabled`, `disabled` or `denied`."""
+    encrypts: bool = True
+    """False for a store that takes the headers of an encryption and ignores them."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         head = "\r\n".join(
@@ -153,6 +174,8 @@ class StrictS3(Faults):
             "Last-Modified": format_datetime(there.stored_at, usegmt=True),
             "Accept-Ranges": "bytes",
         }
+        if request.headers.get("x-amz-checksum-mode") == "ENABLED":
+            headers |= there.checksums
         if request.method == "HEAD":
             return web.Response(headers={**headers, "Content-Length": str(len(there.data))})
         wanted = request.http_range
@@ -165,11 +188,18 @@ class StrictS3(Faults):
         return web.Response(status=206, body=there.data[start:stop], headers=headers)
 
     def _put(self, request: web.Request, bucket: str, key: str, body: bytes) -> web.Response:
-        headers = _kept(request)
+        headers = self._kept(request)
         self._require_free(request, bucket, key)
         etag = f'"{_md5(body)}"'
-        self.buckets[bucket][key] = Stored(body, etag, headers, _now())
-        return web.Response(headers={"ETag": etag})
+        checksums = {
+            name.lower(): value
+            for name, value in request.headers.items()
+            if name.lower().startswith(_CHECKSUM) and name.lower() in _DIGESTS
+        }
+        if checksums:
+            checksums["x-amz-checksum-type"] = "FULL_OBJECT"
+        self.buckets[bucket][key] = Stored(body, etag, headers, _now(), checksums)
+        return web.Response(headers={"ETag": etag, **_encryption(headers)})
 
     def _delete(self, bucket: str, key: str) -> web.Response:
         self.buckets[bucket].pop(key, None)
@@ -178,10 +208,13 @@ class StrictS3(Faults):
     def _create(self, request: web.Request, bucket: str, key: str) -> web.Response:
         id_ = uuid4().hex
         algorithm = request.headers.get("x-amz-checksum-algorithm")
-        self.uploads[id_] = Upload(bucket, key, _kept(request), algorithm, _now())
+        whole = request.headers.get("x-amz-checksum-type") == "FULL_OBJECT"
+        headers = self._kept(request)
+        self.uploads[id_] = Upload(bucket, key, headers, algorithm, whole, _now())
         return _document(
             "InitiateMultipartUploadResult",
             f"<Bucket>{bucket}</Bucket><Key>{escape(key)}</Key><UploadId>{id_}</UploadId>",
+            _encryption(headers),
         )
 
     def _part(self, request: web.Request, bucket: str, key: str, body: bytes) -> web.Response:
@@ -189,9 +222,28 @@ class StrictS3(Faults):
         number = int(request.query["partNumber"])
         if not 1 <= number <= MOST_PARTS:
             raise Refusal(400, "InvalidArgument")
+        self._require_key(upload.headers)
+        if "x-amz-copy-source" in request.headers:
+            return self._copied_part(request, upload, number)
         checksum = request.headers.get(f"{_CHECKSUM}{upload.algorithm.lower()}") if upload.algorithm else None
         upload.parts[number] = Part(body, f'"{_md5(body)}"', checksum)
         return web.Response(headers={"ETag": upload.parts[number].etag})
+
+    def _copied_part(self, request: web.Request, upload: Upload, number: int) -> web.Response:
+        bucket, _, key = unquote(request.headers["x-amz-copy-source"]).removeprefix("/").partition("/")
+        there = self.buckets.get(bucket, {}).get(key)
+        if there is None:
+            raise Refusal(404, "NoSuchKey")
+        if request.headers.get("x-amz-copy-source-if-match", there.etag) != there.etag:
+            raise Refusal(412, "PreconditionFailed")
+        first, _, last = (
+            request.headers.get("x-amz-copy-source-range", "").removeprefix("bytes=").partition("-")
+        )
+        data = there.data[int(first) : int(last) + 1] if first else there.data
+        checksum = _checksum(upload.algorithm, data)
+        upload.parts[number] = part = Part(data, f'"{_md5(data)}"', checksum)
+        told = f"<Checksum{upload.algorithm}>{checksum}</Checksum{upload.algorithm}>" if checksum else ""
+        return _document("CopyPartResult", f"<ETag>{escape(part.etag)}</ETag>{told}")
 
     def _complete(self, request: web.Request, bucket: str, key: str, body: bytes) -> web.Response:
         id_ = request.query["uploadId"]
@@ -202,7 +254,11 @@ class StrictS3(Faults):
         self._require_free(request, bucket, key)
         whole = b"".join(part.data for part in parts)
         etag = f'"{_md5(b"".join(bytes.fromhex(part.etag.strip(chr(34))) for part in parts))}-{len(parts)}"'
-        self.buckets[bucket][key] = Stored(whole, etag, upload.headers, _now())
+        checksums = _checksums(upload, parts, whole)
+        for name, value in checksums.items():
+            if request.headers.get(name, value) != value:
+                raise Refusal(400, "BadDigest")
+        self.buckets[bucket][key] = Stored(whole, etag, upload.headers, _now(), checksums)
         del self.uploads[id_]
         return _document("CompleteMultipartUploadResult", f"<Key>{escape(key)}</Key><ETag>{etag}</ETag>")
 
@@ -216,6 +272,20 @@ class StrictS3(Faults):
         if upload is None or (upload.bucket, upload.key) != (bucket, key):
             raise Refusal(404, "NoSuchUpload")
         return upload
+
+    def _kept(self, request: web.Request) -> dict[str, str]:
+        """The headers that stay with an object. Refuses a key that may not be used."""
+        headers = _kept(request)
+        if not self.encrypts:
+            headers = {name: value for name, value in headers.items() if "encryption" not in name}
+        self._require_key(headers)
+        return headers
+
+    def _require_key(self, headers: Mapping[str, str]) -> None:
+        key = headers.get("x-amz-server-side-encryption-aws-kms-key-id")
+        state = "enabled" if key is None else self.kms_keys.get(key, "missing")
+        if state in _KEY_REFUSALS:
+            raise Refusal(*_KEY_REFUSALS[state])
 
     def _require_free(self, request: web.Request, bucket: str, key: str) -> None:
         if request.headers.get("If-None-Match") == "*" and key in self.buckets[bucket]:
@@ -295,7 +365,31 @@ def _kept(request: web.Request) -> dict[str, str]:
     }
     if sum(len(name.removeprefix(_META)) + len(value) for name, value in metadata.items()) > METADATA_LIMIT:
         raise Refusal(400, "MetadataTooLarge")
-    return {"Content-Type": request.headers.get("Content-Type", "binary/octet-stream"), **metadata}
+    placement = {name: request.headers[name] for name in _PLACEMENT if name in request.headers}
+    content_type = request.headers.get("Content-Type", "binary/octet-stream")
+    return {"Content-Type": content_type, **metadata, **placement}
+
+
+def _encryption(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if "encryption" in name}
+
+
+def _checksum(algorithm: str | None, data: bytes) -> str | None:
+    if algorithm is None:
+        return None
+    return base64.b64encode(_DIGESTS[f"{_CHECKSUM}{algorithm.lower()}"](data)).decode()
+
+
+def _checksums(upload: Upload, parts: list[Part], whole: bytes) -> dict[str, str]:
+    """The headers that tell the checksum of a finished upload: of the whole, or of its parts' checksums."""
+    if upload.algorithm is None:
+        return {}
+    if upload.whole:
+        value, kind = _checksum(upload.algorithm, whole), "FULL_OBJECT"
+    else:
+        together = b"".join(base64.b64decode(part.checksum or "") for part in parts)
+        value, kind = f"{_checksum(upload.algorithm, together)}-{len(parts)}", "COMPOSITE"
+    return {f"{_CHECKSUM}{upload.algorithm.lower()}": value or "", "x-amz-checksum-type": kind}
 
 
 def _named_parts(upload: Upload, body: bytes) -> Iterator[Part]:
@@ -327,8 +421,9 @@ def _refused(status: int, code: str) -> web.Response:
     return web.Response(status=status, text=error_document(code), content_type="application/xml")
 
 
-def _document(name: str, content: str) -> web.Response:
+def _document(name: str, content: str, headers: Mapping[str, str] | None = None) -> web.Response:
     return web.Response(
+        headers=headers,
         text=f'<?xml version="1.0" encoding="UTF-8"?>\n<{name} xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{content}</{name}>',
         content_type="application/xml",
     )

@@ -19,7 +19,8 @@ from backends.errors import Conflict, InvalidKey, NotFound, StorageError, Unavai
 from backends.s3 import S3Backend
 from backends.s3_client import S3Options
 from backends.s3_metadata import METADATA_LIMIT, encode_metadata
-from backends.s3_multipart import MAX_PART_SIZE, MAX_PARTS, part_length
+from backends.s3_multipart import MAX_PART_SIZE, MAX_PARTS
+from backends.s3_parts import part_length
 from tests.support.localstack import LocalStackEndpoint
 from tests.support.processes import free_port
 from tests.support.s3 import fronted_backend, s3_client, s3_options
