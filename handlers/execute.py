@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from hashlib import sha256
 
-from backends.base import Attributes, Promise, Receipt, StorageBackend, single
+from backends.base import CHUNK_SIZE, Attributes, Promise, Receipt, StorageBackend, single
 from backends.errors import Conflict, IntegrityError, NotFound, Unsupported
 from backends.wrapper import bare
 from handlers.errors import PayloadMissing
@@ -103,6 +103,10 @@ class _Run:
     def _may_copy(self, write: Write) -> bool:
         target = self._targets[write.target]
         if not (write.server_copy and target.features.server_copy):
+            return False
+        size = self._plan.source.size
+        if size is not None and size <= CHUNK_SIZE:
+            # Read and written in fewer calls than any store needs to copy and prove it.
             return False
         return type(bare(target, "")[0]) is type(bare(self._staging, "")[0])
 

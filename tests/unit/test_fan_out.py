@@ -5,11 +5,13 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from backends.base import CHUNK_SIZE, Attributes, Features, Receipt, StorageBackend, single
-from backends.errors import IntegrityError, Unavailable
+from backends.base import CHUNK_SIZE, Attributes, Features, Promise, Receipt, StorageBackend, single
+from backends.errors import IntegrityError, Unavailable, Unsupported
+from backends.file import FileBackend, FileOptions
 from backends.memory import MemoryBackend, MemoryOptions
 from backends.wrapper import Wrapper
 from handlers.execute import READ_AHEAD, Executed, Placement, execute
@@ -252,3 +254,74 @@ async def test_a_source_nobody_reads_any_more_is_left_alone() -> None:
     await fan_out.leave("only")
     await fan_out.pump(endless())
     assert given == 1
+
+
+class Copying(Wrapper):
+    """A target that counts the copies it makes by itself; `refusal` is what it answers instead."""
+
+    def __init__(self, inner: StorageBackend) -> None:
+        super().__init__(inner)
+        self.copies = 0
+        self.refusal: Exception | None = None
+
+    async def copy_from(
+        self, source: StorageBackend, source_key: str, key: str, attributes: Attributes, promise: Promise
+    ) -> Receipt:
+        if self.refusal is not None:
+            raise self.refusal
+        self.copies += 1
+        return await self.inner.copy_from(source, source_key, key, attributes, promise)
+
+
+async def copied(world: World, size: int | None, **refusals: Exception) -> tuple[Executed, list[int]]:
+    """Run with targets that copy; how often each did."""
+    targets = {name: Copying(target.inner) for name, target in world.targets.items()}
+    for name, refusal in refusals.items():
+        targets[name].refusal = refusal
+    plan = world.plan(hashlib.sha256(world.data).hexdigest())
+    plan = replace(plan, source=replace(plan.source, size=size))
+    executed = await execute(plan, {"s": world.staging}, targets)
+    return executed, [target.copies for target in targets.values()]
+
+
+@pytest.fixture
+async def disk(tmp_path: Path) -> AsyncIterator[World]:
+    """Staging and targets on one file system."""
+    backends = [await FileBackend.connect(FileOptions(root=tmp_path / name)) for name in ("staging", *NAMES)]
+    yield World(backends[0], list(backends[1:]))
+    for backend in backends:
+        await backend.aclose()
+
+
+async def test_targets_in_the_store_of_staging_copy_and_nothing_is_read(disk: World) -> None:
+    await disk.stage(LARGE)
+    executed, copies = await copied(disk, len(LARGE))
+    assert copies == [1, 1, 1]
+    assert disk.staging.opened == 0
+    assert [placement.receipt.sha256 for placement in executed.placements] == [
+        hashlib.sha256(LARGE).hexdigest()
+    ] * 3
+    assert await disk.holders() == list(NAMES)
+
+
+async def test_a_small_payload_is_read(disk: World) -> None:
+    await disk.stage(b"payload")
+    _, copies = await copied(disk, 7)
+    assert copies == [0, 0, 0]
+    assert disk.staging.opened == 1
+
+
+async def test_a_target_that_cannot_copy_it_gets_the_stream(disk: World) -> None:
+    await disk.stage(LARGE)
+    _, copies = await copied(disk, None, b=Unsupported("not provable"))
+    assert copies == [1, 0, 1]
+    assert disk.staging.opened == 1
+    assert await disk.holders() == list(NAMES)
+
+
+async def test_a_copy_that_fails_is_that_targets_miss(disk: World) -> None:
+    await disk.stage(LARGE)
+    executed, copies = await copied(disk, None, b=Unavailable("b is down"))
+    assert copies == [1, 0, 1]
+    assert [miss.write.target for miss in executed.misses] == ["b"]
+    assert await disk.holders() == ["a", "c"]
