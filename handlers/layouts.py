@@ -1,30 +1,39 @@
-"""Where the objects of a bundle lie within a target: the seed's layouts, by name.
+"""Where the objects of a bundle lie within a target: layouts by name, and layouts by template.
 
-Called by worker/bootstrap.py, which gives each target its layout, and by the handlers, which ask it for keys.
+Called by worker/bootstrap.py, which gives each target its layout, by worker/settings.py, which checks them, and by the
+handlers, which ask for keys. docs/layouts.md is for users.
 """
 
+import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Protocol
 
+from handlers.layout_fields import BundleFacts, ResourceFacts
+from handlers.layout_templates import TemplateLayout, opening, parse
 
-@dataclass(frozen=True, slots=True)
-class BundleFacts:
-    """What keys of a bundle may be built from: the same in all its messages."""
+__all__ = [
+    "BundleFacts",
+    "FolderLayout",
+    "Layout",
+    "ObjectLayout",
+    "ResourceFacts",
+    "check_layout",
+    "make_layout",
+    "may_meet",
+]
 
-    bid: str
-    recipe_id: str = ""
+SEED: Final = "oc"
 
-
-@dataclass(frozen=True, slots=True)
-class ResourceFacts:
-    """What the key of a resource may be built from besides."""
-
-    name: str
-    """handlers/naming.py; no two resources of a bundle share it."""
-    url: str = ""
-    content_type: str | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
+TEMPLATES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        # The bundle's id is in the file's name, not a folder: engines take folders below a partition for partitions.
+        "hive": "system={recipe_id}/table={table}/dt={date:%Y-%m-%d}/{bid}.{name}",
+        "dated": "{date:%Y/%m/%d}/{bid}/{name}",
+    }
+)
+"""The layouts by template that have a name."""
 
 
 class Layout(Protocol):
@@ -86,13 +95,45 @@ class FolderLayout:
 
 
 def make_layout(spec: str, prefix: str, *, keeps_attributes: bool) -> Layout:
-    """The layout called `spec`; without `keeps_attributes` the facts about a resource lie beside it.
+    """The layout called `spec`, or of that template; without `keeps_attributes` the facts about a resource lie beside it.
 
     `oc`, the default: objects where the store keeps attributes with them, folders with sidecars elsewhere.
+
+    Raises `ValueError` as `check_layout` does.
     """
-    if spec != "oc":
-        raise ValueError(f"no layout is called {spec!r}")
-    return ObjectLayout(prefix) if keeps_attributes else FolderLayout(prefix)
+    check_layout(spec)
+    if spec == SEED:
+        return ObjectLayout(prefix) if keeps_attributes else FolderLayout(prefix)
+    return TemplateLayout(parse(TEMPLATES.get(spec, spec)), prefix, sidecars=not keeps_attributes)
+
+
+def check_layout(spec: str) -> str:
+    """`spec` itself, if it is a layout's name or a template; else `ValueError`, with what is wrong and what to do."""
+    if "{" in spec or "}" in spec:
+        parse(spec)
+    elif spec != SEED and spec not in TEMPLATES:
+        names = sorted([SEED, *TEMPLATES])
+        close = difflib.get_close_matches(spec, names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}, or a template"
+        raise ValueError(f"no layout has that name; {hint}")
+    return spec
+
+
+def may_meet(spec: str, other: str) -> bool:
+    """Whether objects of two different layouts could have the same key in one target, or one be the folder of the other's.
+
+    False is certain: all their keys begin differently. Both have to be valid.
+    """
+    if spec == other:
+        return False
+    return all(ours & theirs for ours, theirs in zip(_opening(spec), _opening(other), strict=False))
+
+
+def _opening(spec: str) -> list[frozenset[str]]:
+    # Both seed layouts, `bundles/…` and `bundle_…`: which one it is depends on the target.
+    if spec == SEED:
+        return [frozenset(letter) for letter in "bundle"] + [frozenset("s_")]
+    return opening(parse(TEMPLATES.get(spec, spec)))
 
 
 def _join(*parts: str) -> str:

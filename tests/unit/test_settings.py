@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from backends.file import FileBackend
+from backends.registry import BACKENDS
 from worker.publishers.embedded import EmbeddedPublisher
 from worker.queues.embedded import EmbeddedQueue
 from worker.settings import Settings, SettingsError, json_schema, load_settings
@@ -278,7 +279,7 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
         ("targets: {main: {prefx: a}}\n", "t.yaml:1: targets.main.prefx: unknown key; did you mean 'prefix'?"),
         ("targets: {main: {bucket: a}}\n", "t.yaml:1: targets.main.bucket: unknown key; there are: backend, "),
         ("targets: {main: {prefix: 2024}}\n", "t.yaml:1: targets.main.prefix: '2024' should be a valid string; put it"),
-        ("targets: {main: {layout: hive}}\n", "t.yaml:1: targets.main.layout: 'hive' should be 'oc'; correct it"),
+        ("targets: {main: {layout: hove}}\n", "t.yaml:1: targets.main.layout: 'hove' is refused: no layout has that name; did you mean 'hive'?"),
         ("staging: {main: {layout: oc}}\n", "t.yaml:1: staging.main.layout: unknown key"),
         ("targets: {main: {backend: s4}}\n", "t.yaml:1: targets.main.backend: no backend has that name; there are: azure, file, gcs, hdfs, http, memory, module, postgres, s3, sftp"),
         ("worker: {retry_base: 9, retry_cap: 3}\n", "t.yaml:1: worker: retry_base is larger than retry_cap"),
@@ -578,7 +579,7 @@ def test_the_schema_knows_every_adapter_with_its_options() -> None:
         v["properties"]["backend"]["const"]: v
         for v in schema["properties"]["targets"]["additionalProperties"]["oneOf"]
     }
-    assert set(variants) == {"file", "memory", "s3"}
+    assert set(variants) == set(BACKENDS.entries)
     assert all(variant["additionalProperties"] is False for variant in variants.values())
     assert {"bucket", "bucket_env", "prefix", "layout", "backend"} <= set(variants["s3"]["properties"])
     assert {"anyOf": [{"required": ["bucket"]}, {"required": ["bucket_env"]}]} in variants["s3"]["allOf"]
