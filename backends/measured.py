@@ -90,6 +90,9 @@ class MeasuredBackend(Wrapper):
 def _outcome(seen: Observation) -> Iterator[None]:
     try:
         yield
+    except GeneratorExit:
+        # A listing that is left early has not failed.
+        raise
     except BaseException as exc:
         seen.outcome = type(exc).__name__
         raise

@@ -40,6 +40,7 @@ class Session:
         self._syncing = 0
         self._heard = 0.0
         self._clock: asyncio.TimerHandle | None = None
+        self._listening: asyncio.Task[None] | None = None
 
     @property
     def gone(self) -> bool:
@@ -58,8 +59,13 @@ class Session:
         self._syncing += syncing
         if self._clock is None:
             self._clock = loop.call_later(self._limits[syncing], self._tick)
+        answered = True
         try:
             return await request
+        except asyncio.CancelledError:
+            answered = False
+            self._listen(syncing=syncing)
+            raise
         except LOST as exc:
             self._gone = True
             if self._late:
@@ -73,7 +79,22 @@ class Session:
         finally:
             self._asking -= 1
             self._syncing -= syncing
-            self._heard = loop.time()
+            if answered:
+                self._heard = loop.time()
+
+    def _listen(self, *, syncing: bool) -> None:
+        """Ask for a sign of life in place of a caller who is gone: callers with less patience than the clock would stop it for
+        ever, and the next ones be given a session that is silent.
+        """
+        if self._listening is None and not self.gone:
+            self._listening = asyncio.create_task(self._listened(syncing=syncing))
+
+    async def _listened(self, *, syncing: bool) -> None:
+        try:
+            with suppress(asyncssh.Error, OSError):
+                await self.ask(self.sftp.realpath(b"."), syncing=syncing)
+        finally:
+            self._listening = None
 
     def _tick(self) -> None:
         self._clock = None

@@ -108,7 +108,9 @@ class _Run:
         if size is not None and size <= CHUNK_SIZE:
             # Read and written in fewer calls than any store needs to copy and prove it.
             return False
-        return type(bare(target, "")[0]) is type(bare(self._staging, "")[0])
+        adapter, _ = bare(target, write.key)
+        source, _ = bare(self._staging, self._plan.source.key)
+        return type(adapter) is type(source)
 
     async def _copy(self, write: Write) -> None:
         source, target = self._plan.source, self._targets[write.target]

@@ -7,6 +7,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Hashable
 
+from backends.errors import Unavailable
+
 
 class FanOut:
     """For the tasks of one event loop. Whoever reads must `leave` in the end, whether it has read everything or not."""
@@ -35,9 +37,15 @@ class FanOut:
                     self._changed.notify_all()
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is the readers' to raise
             self.error = exc
-        async with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+        except BaseException:
+            if self._read:
+                # A cancellation from inside the source: nobody may wait for the rest, nor take the torn stream for a whole one.
+                self.error = Unavailable("the reading of the payload was broken off")
+            raise
+        finally:
+            async with self._changed:
+                self._ended = True
+                self._changed.notify_all()
 
     async def reader(self, name: Hashable) -> AsyncGenerator[bytes, None]:
         """The stream, for the reader of that name."""

@@ -3,15 +3,16 @@
 Only time spent inside the store counts. While a write waits for its source, or the user of a read for anything else, no
 clock runs: their slowness is not this store's.
 
-A deadline cancels the call, waits until it has cleaned up, and raises `Unavailable` with the deadline's name. How long the
-cleaning takes is the adapter's: an abort sent to a dead store waits for the SDK's own timeouts, a thread in a system call for
-the system.
+A deadline cancels the call, waits until it has cleaned up, and raises `Unavailable` with the deadline's name. An abort sent
+to a dead store waits for the SDK's own timeouts, a thread in a system call for the system; the targets that are fed by the same
+source wait with them. So a call that is given up, by its deadline or by its caller, has `CLEAN_UP` seconds. After that it is
+left behind and goes on by itself: what it still makes is whole, or for `sweep`. A read and a listing are waited for.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from typing import Literal
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,7 +21,15 @@ from backends.errors import Unavailable
 from backends.guards.sources import WatchedSource
 from backends.wrapper import Wrapper
 
+T = TypeVar("T")
+
 Deadline = Literal["connect", "idle", "total"]
+
+CLEAN_UP = 10.0
+"""Seconds that a call which was given up may clean up while its caller waits."""
+
+_NOT_MINE = 0.1
+"""Seconds between two looks whether a source has let go of a write that was given up."""
 
 
 class TimeoutOptions(BaseModel):
@@ -104,15 +113,27 @@ class _TimedSource(WatchedSource):
         super().__init__(chunks)
         self._clock = clock
         self._limit = limit
+        self._over = False
+        self.awaited = False
+        """Somebody waits for the next chunk at this moment."""
+
+    def end(self) -> None:
+        """The write was left behind: whoever owns the chunks closes them now."""
+        self._over = True
 
     async def __anext__(self) -> bytes:
+        if self._over:
+            raise Unavailable("the write was given up")
         self._clock.leave()
         self._set(None)
+        self.awaited = True
         try:
             chunk = await super().__anext__()
         except StopAsyncIteration:
             self._resume()
             raise
+        finally:
+            self.awaited = False
         # After any other exception the write cleans up, and nothing may interrupt that.
         self._resume()
         return chunk
@@ -129,9 +150,12 @@ class _TimedSource(WatchedSource):
 class TimeoutGuard(Wrapper):
     """See the module's docstring. A copy and a sweep have the `total` deadline only: they show no progress."""
 
-    def __init__(self, inner: StorageBackend, options: TimeoutOptions) -> None:
+    def __init__(self, inner: StorageBackend, options: TimeoutOptions, clean_up: float = CLEAN_UP) -> None:
+        """`clean_up` is in seconds."""
         super().__init__(inner)
         self._options = options
+        self._clean_up = clean_up
+        self._left: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
     async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -148,7 +172,7 @@ class TimeoutGuard(Wrapper):
         try:
             async with limit:
                 limit.reschedule(clock.enter("idle", "total"))
-                return await self.inner.write(key, source, attributes)
+                return await self._owned(self.inner.write(key, source, attributes), source)
         except TimeoutError as exc:
             if exc is source.raised or not limit.expired():
                 raise
@@ -156,7 +180,7 @@ class TimeoutGuard(Wrapper):
 
     async def stat(self, key: str) -> ObjectStat | None:
         async with self._clock("stat", key).within("connect", "total"):
-            return await self.inner.stat(key)
+            return await self._owned(self.inner.stat(key))
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectStat]:
         clock = self._clock("list", prefix)
@@ -172,21 +196,55 @@ class TimeoutGuard(Wrapper):
 
     async def delete(self, key: str) -> bool:
         async with self._clock("delete", key).within("connect", "total"):
-            return await self.inner.delete(key)
+            return await self._owned(self.inner.delete(key))
 
     async def copy_from(
         self, source: StorageBackend, source_key: str, key: str, attributes: Attributes, promise: Promise
     ) -> Receipt:
         async with self._clock("copy to", key).within("total"):
-            return await self.inner.copy_from(source, source_key, key, attributes, promise)
+            return await self._owned(self.inner.copy_from(source, source_key, key, attributes, promise))
 
     async def sweep(self, older_than: float, prefix: str = "") -> int:
         async with self._clock("sweep", prefix).within("total"):
-            return await self.inner.sweep(older_than, prefix)
+            return await self._owned(self.inner.sweep(older_than, prefix))
 
     async def health(self) -> None:
         async with self._clock("health", "").within("connect", "total"):
-            await self.inner.health()
+            await self._owned(self.inner.health())
+
+    async def aclose(self) -> None:
+        """Gives those that were left behind as long again, while the store is still open to them."""
+        if self._left:
+            await asyncio.wait(self._left, timeout=self._clean_up)
+        await self.inner.aclose()
+
+    async def _owned(self, call: Coroutine[Any, Any, T], source: _TimedSource | None = None) -> T:
+        """What the call gives. It has a task of its own, so that one that was cancelled need not be waited for for ever."""
+        task = asyncio.create_task(call)
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            await self._cleaned_up(task, source)
+            raise
+        return task.result()
+
+    async def _cleaned_up(self, task: asyncio.Task[Any], source: _TimedSource | None) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._clean_up
+        while not task.done() and (loop.time() < until or (source and source.awaited)):
+            # One cancellation is under way; another one is no reason to wait less.
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task], timeout=max(until - loop.time(), _NOT_MINE))
+        if source:
+            source.end()
+        self._left.add(task)
+        task.add_done_callback(self._seen)
+
+    def _seen(self, task: asyncio.Task[Any]) -> None:
+        self._left.discard(task)
+        if not task.cancelled():
+            task.exception()
 
     def _clock(self, doing: str, key: str) -> _StoreTime:
         return _StoreTime(self._options, f"{doing} {self.location}{key}")

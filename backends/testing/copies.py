@@ -1,5 +1,6 @@
 """Copies inside the store. Part of `backends.testing.BackendConformance`."""
 
+import asyncio
 import hashlib
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from backends.base import Attributes, Promise, StorageBackend, single
 from backends.errors import Conflict, IntegrityError, InvalidKey, NotFound, Unsupported
 from backends.memory import MemoryBackend, MemoryOptions
-from backends.testing.material import LARGE, NOTHING, put, some_bytes
+from backends.testing.material import EARLY, LARGE, NOTHING, cancelled_after, each, moments, put, some_bytes
 from backends.testing.truth import Truth
 from backends.wrapper import Wrapper
 
@@ -88,6 +89,49 @@ class Copies(Truth):
             await backend.copy_from(backend, "k", "copy", NOTHING, wrong)
         assert await self.keys(backend) == ["k"]
         assert await backend.sweep(0.0) == 0
+
+    async def test_copies_at_once_are_one(self, backend: StorageBackend) -> None:
+        if await self.refused(backend):
+            return
+        data = some_bytes(LARGE)
+        await put(backend, "k", data)
+        receipts = await each(
+            [backend.copy_from(backend, "k", "dir/copy", NOTHING, promised(data)) for _ in range(6)]
+        )
+        assert sum(receipt.created for receipt in receipts) == 1
+        assert await self.content(backend, "dir/copy") == data
+        assert await self.keys(backend) == ["dir/copy", "k"]
+        assert await backend.sweep(0.0) == 0
+
+    async def test_cancelled_at_any_turn_a_copy_is_whole_or_absent(self, backend: StorageBackend) -> None:
+        if await self.refused(backend):
+            return
+        data = some_bytes(LARGE)
+        await put(backend, "k", data)
+        for turns in moments():
+            key = f"copy{turns}"
+            task = asyncio.create_task(backend.copy_from(backend, "k", key, NOTHING, promised(data)))
+            finished = await cancelled_after(turns, task)
+            if await self.exists(backend, key):
+                assert await self.content(backend, key) == data
+            if turns < EARLY:
+                assert await backend.sweep(0.0) == 0
+            if finished:
+                break
+        # A request that was cancelled on its way may be carried out after the clean-up: for the sweep, and for nobody else.
+        await backend.sweep(0.0)
+        assert await backend.sweep(0.0) == 0
+
+    async def test_a_copy_without_a_promise_is_proven_or_refused(self, backend: StorageBackend) -> None:
+        if await self.refused(backend):
+            return
+        await put(backend, "k", b"data")
+        try:
+            receipt = await backend.copy_from(backend, "k", "copy", NOTHING, Promise())
+        except Unsupported:
+            assert await self.keys(backend) == ["k"]
+        else:
+            assert (receipt.size, receipt.sha256) == (4, promised(b"data").sha256)
 
     async def test_a_copy_of_nothing(self, backend: StorageBackend) -> None:
         if await self.refused(backend):

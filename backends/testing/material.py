@@ -4,7 +4,8 @@ import asyncio
 import random
 import string
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from backends.base import CHUNK_SIZE, Attributes, Receipt, StorageBackend, single
 
@@ -100,3 +101,27 @@ async def each(calls: list[Coroutine[None, None, T]], at_once: int = 32) -> list
             return await call
 
     return await asyncio.gather(*(gated(call) for call in calls))
+
+
+EARLY = 12
+"""Turns of the event loop within which no request has left for a server."""
+
+
+def moments() -> Iterator[int]:
+    """Turns of the event loop after which to cancel a call: every early one, then ever fewer, up to long after its end."""
+    turns = 0
+    while turns < 1 << 20:
+        yield turns
+        turns += 1 + turns // 2
+
+
+async def cancelled_after(turns: int, task: asyncio.Task[Any]) -> bool:
+    """Cancel the task after so many turns of the event loop; whether it had ended before. Raises what it raises itself."""
+    for _ in range(turns):
+        if task.done():
+            break
+        await asyncio.sleep(0)
+    finished = not task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    return finished

@@ -1,13 +1,26 @@
 """Bytes and attributes come back as they were written. Part of `backends.testing.BackendConformance`."""
 
+import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, suppress
+from typing import Any, cast
 
 import pytest
 
-from backends.base import CHUNK_SIZE, Attributes, StorageBackend, single
-from backends.errors import NotFound
-from backends.testing.material import LARGE, NOTHING, SourceBroke, each, fed, put, some_bytes
+from backends.base import CHUNK_SIZE, Attributes, ObjectStat, StorageBackend, single
+from backends.errors import NotFound, Unavailable
+from backends.testing.material import (
+    LARGE,
+    NOTHING,
+    SourceBroke,
+    cancelled_after,
+    each,
+    fed,
+    moments,
+    put,
+    some_bytes,
+)
 from backends.testing.truth import Truth, needs
 
 
@@ -79,6 +92,53 @@ class Reading(Truth):
         assert raised.value is broke
 
     @needs("reads")
+    async def test_cancelled_at_any_turn_a_read_is_no_more_than_that(self, backend: StorageBackend) -> None:
+        data = some_bytes(LARGE)
+        await put(backend, "k", data)
+        calls: list[Callable[[], Coroutine[Any, Any, object]]] = [
+            lambda: self.content(backend, "k"),
+            lambda: backend.stat("k"),
+            lambda: self.keys(backend),
+        ]
+        for call in calls:
+            for turns in moments():
+                if await cancelled_after(turns, asyncio.create_task(call())):
+                    break
+        assert await each([self.content(backend, "k") for _ in range(5)]) == [data] * 5
+
+    @needs("reads", "deletes")
+    async def test_an_object_removed_while_it_is_read_is_read_whole_or_not_to_the_end(
+        self, backend: StorageBackend
+    ) -> None:
+        data = some_bytes(LARGE)
+        await put(backend, "k", data)
+        read = b""
+        with suppress(NotFound, Unavailable):
+            async with backend.open("k") as chunks:
+                async for chunk in chunks:
+                    if not read:
+                        assert await backend.delete("k") is True
+                    read += chunk
+            assert read == data
+        assert data.startswith(read)
+        assert not await self.exists(backend, "k")
+
+    @needs("reads", "deletes")
+    async def test_of_many_who_delete_none_fails(self, backend: StorageBackend) -> None:
+        await put(backend, "d/k", b"x")
+        assert any(await each([backend.delete("d/k") for _ in range(8)]))
+        assert not await self.exists(backend, "d/k")
+
+    @needs("lists")
+    async def test_a_listing_may_be_left_early(self, backend: StorageBackend) -> None:
+        keys = [f"{number % 3}/{number:02d}" for number in range(12)]
+        await each([put(backend, key, b"x") for key in keys])
+        for _ in range(5):
+            async with aclosing(cast("AsyncGenerator[ObjectStat, None]", backend.list())) as found:
+                assert (await anext(found)).key == min(keys)
+        assert await self.keys(backend) == sorted(keys)
+
+    @needs("reads")
     async def test_reading_in_parallel(self, backend: StorageBackend) -> None:
         data = some_bytes(3 * CHUNK_SIZE)
         await put(backend, "k", data)
@@ -110,6 +170,11 @@ class Reading(Truth):
             "url": "https://example.org/ü?q=%20&x=1",
             "title": "日本語 😀",
             "plain": "x y",
+            "empty": "",
+            "lines": "one\r\nx-two: 2\ttab",
+            " edges ": " kept ",
+            "Upper-Case_and.more": "x",
+            "größe: 50 %/=": "y",
             "long": long,
         }
         await backend.write("k", single(b"x"), Attributes("text/html; charset=utf-8", metadata))

@@ -415,7 +415,7 @@ def test_ledger_and_relay_agree_with_the_model_on_sqlite(tmp_path: Path) -> None
         shutil.copy(template, folder / "ledger.db")
         yield f"sqlite:///{folder}/ledger.db"
 
-    play(place, 20)
+    play(place, 12)
 
 
 def test_ledger_and_relay_agree_with_the_model_on_postgresql(postgresql: PostgresqlServer) -> None:

@@ -274,6 +274,35 @@ async def test_case_64_a_server_that_answers_keepalives_only() -> None:
             assert await content(backend, "k") == b"payload", "over a new connection"
 
 
+async def test_case_64_callers_with_less_patience_than_the_session_find_a_silent_one_too() -> None:
+    with OwnSshd.create() as sshd:
+        options = sshd.options(max_connections=1, channels_per_connection=1, timeout=1.0)
+        async with connected(options) as backend:
+            await put(backend, "k", b"data")
+            sshd.suspend_sftp()
+            while True:
+                with suppress(TimeoutError, Unavailable):
+                    async with asyncio.timeout(0.3):
+                        assert await backend.stat("k") is not None
+                        break
+
+
+async def test_case_64_a_cancelled_request_ends_no_session(openssh: Mapping[str, OwnSshd]) -> None:
+    options = openssh["full"].options(max_connections=1, channels_per_connection=1, timeout=0.2)
+    async with connected(options) as backend:
+        await put(backend, "k", b"data")
+        for turns in range(4):
+            task = asyncio.create_task(backend.stat("k"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        async with backend._pool.session() as session:
+            await asyncio.sleep(2 * options.timeout)
+            assert not session.gone
+        assert await backend.stat("k") is not None
+
+
 async def test_case_64_a_slow_fsync_is_waited_for(strace: None) -> None:  # noqa: ARG001 - as above
     with OwnSshd.create(injected("fsync:delay_enter=1000000")) as sshd:
         async with connected(sshd.options(timeout=0.3)) as backend:

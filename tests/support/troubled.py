@@ -28,6 +28,9 @@ class Troubled(Wrapper):
         self.hang = False
         """Calls wait until they are cancelled, and count in `cleaned` when they have cleaned up after that."""
         self.hanging = asyncio.Event()
+        self.may_clean = asyncio.Event()
+        """Cleaning up takes until it is set, as it is from the start."""
+        self.may_clean.set()
         self.cleaned = 0
         self.break_after: int | None = None
         """Chunks of a read, objects of a listing, chunks taken by a write, after which the next of `trouble` comes."""
@@ -48,6 +51,7 @@ class Troubled(Wrapper):
                 await asyncio.Event().wait()
             finally:
                 await asyncio.sleep(0)
+                await self.may_clean.wait()
                 self.cleaned += 1
         if self.trouble and (exc := self.trouble.popleft()) is not None:
             raise exc

@@ -32,7 +32,7 @@ class Counted(Wrapper):
     def __init__(self, inner: StorageBackend) -> None:
         super().__init__(inner)
         self.opened = self.given = 0
-        self.broken: Exception | None = None
+        self.broken: BaseException | None = None
 
     @asynccontextmanager
     async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -222,6 +222,16 @@ async def test_who_has_it_is_told_while_others_are_at_work(world: World) -> None
     slow.gate.set()
     await task
     assert sorted(world.placed) == ["a", "b"], "nobody is told of the last one"
+
+
+async def test_a_source_that_is_cancelled_from_inside_is_no_end_and_nobody_waits(world: World) -> None:
+    """As a library does that gives up a request of its own."""
+    await world.stage(LARGE)
+    world.staging.broken = asyncio.CancelledError()
+    async with asyncio.timeout(10):
+        with pytest.raises(Unavailable, match="broken off"):
+            await world.run(world.plan())
+    assert await world.holders() == []
 
 
 async def test_readers_that_leave_do_not_hold_the_others_up() -> None:

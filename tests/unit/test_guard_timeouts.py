@@ -157,6 +157,65 @@ async def _awaited(call: Call, backend: StorageBackend) -> object:
     return await call(backend)
 
 
+OWNED = sorted(CALLS.keys() - {"open", "list"})
+
+
+@pytest.mark.parametrize("op", OWNED)
+async def test_a_call_that_does_not_end_is_left_behind_after_a_while(store: Troubled, op: str) -> None:
+    limits = TimeoutOptions(connect=SHORT, idle=SHORT, total=SHORT)
+    guard = TimeoutGuard(store, limits, clean_up=SHORT)
+    store.hang = True
+    store.may_clean.clear()
+    async with asyncio.timeout(10):
+        with pytest.raises(Unavailable, match="timeout"):
+            await CALLS[op](guard)
+    assert store.cleaned == 0
+    store.may_clean.set()
+    await guard.aclose()
+    assert store.cleaned == 1, "the end waits for those that were left behind"
+
+
+@pytest.mark.parametrize("op", OWNED)
+async def test_a_cancellation_is_not_held_up_for_ever(store: Troubled, op: str) -> None:
+    guard = TimeoutGuard(store, TimeoutOptions(), clean_up=SHORT)
+    store.hang = True
+    store.may_clean.clear()
+    task = asyncio.create_task(_awaited(CALLS[op], guard))
+    await store.hanging.wait()
+    async with asyncio.timeout(10):
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert task.cancelling() == 2
+    assert store.cleaned == 0
+    await guard.aclose()
+    store.may_clean.set()
+
+
+async def test_a_source_is_let_go_before_a_write_is_left_behind(store: Troubled) -> None:
+    guard = TimeoutGuard(store, TimeoutOptions(), clean_up=SHORT)
+    asked, closing = asyncio.Event(), asyncio.Event()
+
+    async def stubborn() -> AsyncIterator[bytes]:
+        try:
+            asked.set()
+            await asyncio.Event().wait()
+            yield b"never"
+        finally:
+            await asyncio.sleep(4 * SHORT)
+            closing.set()
+
+    source = stubborn()
+    task = asyncio.create_task(_awaited(lambda backend: backend.write("new", source, NOTHING), guard))
+    await asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert closing.is_set()
+
+
 async def test_a_deadline_that_is_off_never_passes(store: Troubled) -> None:
     guard = guarded(store)
     for op in CALLS.keys() - {"delete", "copy_from"}:

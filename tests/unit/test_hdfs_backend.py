@@ -597,16 +597,21 @@ async def test_case_99_a_token_goes_to_the_namenode_alone_and_into_no_error(hdfs
 
 
 async def test_another_server_is_told_apart(hdfs: HdfsCluster) -> None:
+    answered = asyncio.Event()
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
         writer.close()
+        await writer.wait_closed()
+        answered.set()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         with pytest.raises(Unavailable, match="not WebHDFS"):
             await HdfsBackend.connect(hdfs.options("/tmp/t-none", url=url))  # noqa: S108 - a directory of HDFS
+        await answered.wait()
 
 
 async def test_a_missing_object_is_not_found_and_a_closed_backend_unavailable(hdfs: HdfsCluster) -> None:

@@ -1,6 +1,6 @@
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from handlers.plan import StagingSource
 from tests.conformance.ledgers import HOUR
 from tests.support.housekeeping import World, opened
 from worker.housekeeping import Housekeeping, Place, Swept
-from worker.ledger.base import LedgerUnavailable, Retired
+from worker.ledger.base import LedgerUnavailable, Retired, Transfer
 from worker.ledger.sql import SqlLedger
 
 
@@ -120,6 +120,21 @@ async def test_case_79_a_resource_that_comes_just_before_the_mark_is_unstaged_to
     assert swept == Swept(staged=5)
     assert await world.staged() == []
     assert await world.ledger.staged(0, 100) == []
+
+
+async def test_case_79_a_late_resource_that_a_target_waits_for_keeps_its_bundle(world: World) -> None:
+    class Ledger(SqlLedger):
+        """A late resource is stored, but for its best-effort target, between the look for bundles and that for payloads."""
+
+        async def staged(self, age: float, limit: int) -> Sequence[str]:
+            found = await super().staged(age, limit)
+            if not await world.ledger.missing("a"):
+                await world.stage("a", 9, missing=(Transfer("spare", error="down"),))
+            return found
+
+    await world.publish("a")
+    await world.housekeeping(keep_published=None, ledger=Ledger(world.ledger._database)).sweep_once()
+    assert len([found async for found in world.staging.list("a/")]) == 3
 
 
 def bar(world: World, *bids: str) -> None:

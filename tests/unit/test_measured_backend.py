@@ -1,8 +1,10 @@
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import cast
 
 import pytest
 
-from backends.base import Attributes, single
+from backends.base import Attributes, ObjectStat, single
 from backends.errors import Conflict, NotFound
 from backends.measured import MeasuredBackend, Observation
 from backends.memory import MemoryBackend, MemoryOptions
@@ -39,6 +41,14 @@ async def test_a_failure_tells_its_class_and_comes_out(
         async with backend.open("b"):
             pass
     assert [(o.op, o.outcome) for o in seen] == [("write", "ok"), ("write", "Conflict"), ("open", "NotFound")]
+
+
+async def test_a_listing_left_early_is_no_failure(backend: MeasuredBackend, seen: list[Observation]) -> None:
+    for key in "ab":
+        await backend.write(key, single(b"1"), Attributes())
+    async with aclosing(cast("AsyncGenerator[ObjectStat, None]", backend.list())) as found:
+        assert (await anext(found)).key == "a"
+    assert (seen[-1].op, seen[-1].outcome) == ("list", "ok")
 
 
 async def test_what_is_observed_becomes_metrics(backend: MeasuredBackend, seen: list[Observation]) -> None:

@@ -1,11 +1,14 @@
 """Which route a message takes."""
 
+from pathlib import Path
+
 import pytest
 
 from handlers.errors import Refused
 from handlers.layouts import BundleFacts, ObjectLayout
 from handlers.messages import Bundle, Resource
 from handlers.routes import Match, Route, Routes, Target
+from worker.settings import SettingsError, load_settings
 
 BUNDLE = Bundle(bid="test-a", recipe_id="us-fl")
 PAGE = Resource(url="https://example.com/a/page.html", content_type="Text/HTML; charset=utf-8")
@@ -62,6 +65,15 @@ def test_no_route_is_a_dead_letter_that_says_what_was_asked(routes: tuple[Route,
     assert "add one, then redrive" in raised.value.detail
     with pytest.raises(Refused, match="no route"):
         Routes(routes, "pages").of_bundle(BUNDLE)
+
+
+@pytest.mark.parametrize("named", ["targets: [a, b, a]", "targets: [b], best_effort: [a, a]"])
+def test_a_target_that_a_route_names_twice_is_refused(tmp_path: Path, named: str) -> None:
+    """Two writes of one payload to one target would share its reader, and each get half of the chunks."""
+    file = tmp_path / "transload.yaml"
+    file.write_text(f"targets: {{a: {{}}, b: {{}}}}\nroutes: {{all: {{{named}}}}}")
+    with pytest.raises(SettingsError, match="a is named twice"):
+        load_settings(file=file, home=tmp_path, environ={})
 
 
 def test_no_content_type_matches_only_where_none_is_asked_for() -> None:

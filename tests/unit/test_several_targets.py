@@ -24,7 +24,7 @@ from handlers.routes import Route, Routes, Target
 from worker.budget import Budget
 from worker.delivery import LeaseKeeper
 from worker.disposition import RetryPolicy
-from worker.ledger.base import LedgerUnavailable
+from worker.ledger.base import Entry, LedgerUnavailable, Transfer
 from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
 from worker.metrics import Metrics
@@ -45,6 +45,9 @@ class Watched(Wrapper):
         super().__init__(inner)
         self.sent = 0
         self.fault: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.waiting = asyncio.Event()
 
     @property
     def features(self) -> Features:
@@ -53,6 +56,8 @@ class Watched(Wrapper):
     async def write(self, key: str, chunks: AsyncIterator[bytes], attributes: Attributes) -> Receipt:
         if self.fault is not None:
             raise self.fault
+        self.waiting.set()
+        await self.gate.wait()
         return await self.inner.write(key, self._counted(key, chunks), attributes)
 
     async def _counted(self, key: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -146,6 +151,11 @@ class World:
         (body,) = self.outbound.sent
         found: dict[str, object] = json.loads(body)
         return found
+
+    async def listed(self, target: str) -> int:
+        """How many objects the target's manifest names."""
+        async with self.targets[target].open("bundles/test-a/metadata.json") as chunks:
+            return len(json.loads(b"".join([chunk async for chunk in chunks]))["resources"])
 
     def sent(self) -> dict[str, int]:
         return {name: target.sent for name, target in self.targets.items()}
@@ -256,6 +266,77 @@ async def test_a_best_effort_target_that_is_down_does_not_hold_the_completion(wo
     world.outbound.sent.clear()
     await world.announce()
     assert await world.manifests() == ["one", "two", "spare"]
+
+
+@pytest.mark.parametrize("announced", ["before", "after"])
+async def test_case_19_the_slower_of_two_deliveries_sees_to_what_the_faster_one_left(
+    world: World, announced: str
+) -> None:
+    spare = world.targets["spare"]
+    spare.gate.clear()
+    slower = asyncio.create_task(world.process())
+    await spare.waiting.wait()
+    spare.fault = Unavailable("spare is down")
+    with pytest.raises(Unavailable):
+        await world.process()
+    if announced == "before":
+        await world.announce()
+        assert await world.manifests() == ["one", "two"]
+    spare.fault = None
+    spare.gate.set()
+    assert await slower == Ack()
+    if announced == "after":
+        await world.announce()
+    assert await world.listed("spare") == 1
+    assert await world.ledger.bundle_transfers("test-a") == []
+
+
+@pytest.mark.parametrize("announced", ["before", "after"])
+async def test_case_19_two_deliveries_that_fail_alike_leave_the_debt(world: World, announced: str) -> None:
+    spare, one = world.targets["spare"], world.targets["one"]
+    spare.fault = Unavailable("spare is down")
+    one.gate.clear()
+    slower = asyncio.create_task(world.process())
+    await one.waiting.wait()
+    one.gate.set()
+    with pytest.raises(Unavailable):
+        await world.process()
+    with pytest.raises(Unavailable):
+        await slower
+    if announced == "before":
+        await world.announce()
+    assert await world.ledger.owed("test-a") == {"spare": 1}
+    spare.fault = None
+    assert await world.process() == Ack()
+    if announced == "after":
+        await world.announce()
+    assert await world.listed("spare") == 1
+
+
+async def test_what_was_noted_before_a_crash_but_not_settled_is_settled(world: World) -> None:
+    spare = world.targets["spare"]
+    spare.fault = Unavailable("spare is down")
+    with pytest.raises(Unavailable):
+        await world.process()
+    spare.fault = None
+    (resource,) = [resource async for resource in world.ledger.resources("test-a")]
+    written = replace(resource.objects[0], target="spare")
+    await spare.write(written.key, single(DATA), Attributes())
+    entry = Entry("m0", "", "test-a", "r", "", 1, {}, (), replace(resource, objects=()))
+    await world.ledger.note_transfers(entry, [Transfer("spare", written)])
+    await world.announce()
+    assert await world.manifests() == ["one", "two"], "none that lacks what is there"
+    assert await world.process() == Ack()
+    assert await world.listed("spare") == 1
+
+
+async def test_a_fault_nobody_foresaw_in_a_best_effort_target_does_not_hold_the_completion(
+    world: World,
+) -> None:
+    await world.process()
+    world.targets["spare"].fault = ZeroDivisionError("a bug")
+    await world.announce()
+    assert await world.manifests() == ["one", "two"]
 
 
 async def test_what_is_owed_is_no_known_message(world: World) -> None:
