@@ -44,6 +44,7 @@ ELSEWHERE = {
     "ledger.note_transfers.*": "takes several targets; tests/faults/test_crash_points.py",
     "ledger.settle.*": "as ledger.forget_transfers",
     "module.*": "as azure; tests/conformance/test_module_backend.py",
+    "objects.*": "an operator's command; tests/e2e/test_object_commands.py",
     "postgres.*": "as azure; tests/conformance/test_postgres_backend.py",
     "sftp.*": "as azure; tests/conformance/test_sftp_backend.py",
     "ledger.probe.*": "takes an outage of the ledger; tests/faults/test_outages.py",
