@@ -14,9 +14,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Self
 
 import obstore
-from aiobotocore.session import AioSession
 from obstore.store import S3Store
 
+from backends.aws_session import open_session
 from backends.base import (
     Attributes,
     BackendOptions,
@@ -38,10 +38,11 @@ from backends.errors import (
     Unsupported,
 )
 from backends.failpoints import failpoint
+from backends.header_metadata import decode_metadata
 from backends.s3_client import S3Options, client_config, store_for
 from backends.s3_copy import CopiedParts, Original
 from backends.s3_errors import request, translated
-from backends.s3_metadata import decode_metadata, headers_for
+from backends.s3_metadata import headers_for
 from backends.s3_multipart import MultipartUpload
 from backends.s3_parts import Source, StreamedParts
 from backends.s3_read import opened, sha256_of
@@ -69,12 +70,7 @@ class S3Backend:
             raise TypeError(f"S3Backend takes S3Options, not {type(options).__name__}")
         async with AsyncExitStack() as stack:
             with translated(f"open bucket {options.bucket}"):
-                session = AioSession(profile=options.profile)
-                if options.access_key_id is not None and options.secret_access_key is not None:
-                    token = options.session_token.get_secret_value() if options.session_token else None
-                    session.set_credentials(
-                        options.access_key_id, options.secret_access_key.get_secret_value(), token
-                    )
+                session = open_session(options)
                 client = await stack.enter_async_context(
                     session.create_client(
                         "s3",
@@ -323,7 +319,7 @@ class S3Backend:
                 answer = await self._client.head_bucket(Bucket=self.bucket)
         except NotFound as exc:
             raise NotFound(
-                f"bucket {self.bucket} does not exist; create it with: aws s3api create-bucket --bucket {self.bucket}"
+                f"bucket {self.bucket} does not exist; create it with: transload provision, or aws s3api create-bucket --bucket {self.bucket}"
             ) from exc
         except PermissionDenied as exc:
             raise PermissionDenied(f"{exc}; the credentials need s3:ListBucket on {self.bucket}") from exc

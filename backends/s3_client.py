@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
+from botocore.credentials import RefreshableCredentials
 from obstore.store import S3Store
-from pydantic import AliasChoices, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
+from backends.aws_options import AwsOptions
 from backends.base import BackendOptions
 from backends.errors import PermissionDenied
 
 if TYPE_CHECKING:  # obstore has these names for type checkers only
     from obstore.store import ClientConfig, S3Credential
 
-_CREDENTIAL_MINUTES = 10
+_CREDENTIAL_SECONDS = 600
 
 
-class S3Options(BackendOptions):
+class S3Options(BackendOptions, AwsOptions):
     """How to reach one bucket. Without keys or a profile, botocore's usual chain finds the credentials.
 
     Some options have a second name, the one that other tools know them by; the two are never given together.
@@ -31,20 +33,11 @@ class S3Options(BackendOptions):
     model_config = ConfigDict(populate_by_name=True)
 
     bucket: str = Field(pattern=r"^[A-Za-z0-9._-]{3,255}$", description="Name of the bucket; it must exist.")
-    region: str | None = Field(
-        default=None, description="AWS region; by default from the profile or environment."
-    )
     endpoint_url: str | None = Field(
         default=None,
         pattern=r"^https?://[^\s/]+",
         description="URL of an S3-compatible store; unset for AWS.",
     )
-    access_key_id: str | None = Field(
-        default=None, description="Access key; together with `secret_access_key`."
-    )
-    secret_access_key: SecretStr | None = Field(default=None, description="Secret key.")
-    session_token: SecretStr | None = Field(default=None, description="Session token of temporary keys.")
-    profile: str | None = Field(default=None, description="Profile of the AWS configuration files.")
     path_style: bool | None = Field(
         default=None,
         description="Bucket in the path instead of the host name; by default iff `endpoint_url` is set.",
@@ -115,14 +108,6 @@ class S3Options(BackendOptions):
     )
 
     @model_validator(mode="after")
-    def _whole_keys(self) -> Self:
-        if (self.access_key_id is None) != (self.secret_access_key is None):
-            raise ValueError("access_key_id and secret_access_key go together")
-        if self.session_token is not None and self.access_key_id is None:
-            raise ValueError("session_token needs access_key_id and secret_access_key")
-        return self
-
-    @model_validator(mode="after")
     def _key_for_kms_only(self) -> Self:
         if self.kms_key_id is not None and self.encryption != "aws:kms":
             raise ValueError("kms_key_id needs encryption: aws:kms")
@@ -175,8 +160,10 @@ def store_for(options: S3Options, session: AioSession, client: Any) -> S3Store:
         if found is None:
             raise PermissionDenied(f"no credentials for bucket {options.bucket}; configure keys or a profile")
         frozen = await found.get_frozen_credentials()
-        # botocore renews well before the end; asking it again every few minutes costs nothing and needs no clock of ours.
-        until = datetime.now(UTC) + timedelta(minutes=_CREDENTIAL_MINUTES)
+        # botocore renews well before the end; asking it again every few minutes costs nothing and needs no clock of ours. Where
+        # the end is near all the same, it is asked for every request.
+        ending = isinstance(found, RefreshableCredentials) and found.refresh_needed(_CREDENTIAL_SECONDS)
+        until = datetime.now(UTC) + timedelta(seconds=0 if ending else _CREDENTIAL_SECONDS)
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,

@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from aiobotocore.config import AioConfig
-from aiobotocore.session import AioSession
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
@@ -27,7 +26,10 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 from botocore.parsers import ResponseParserError
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import Field
+
+from backends.aws_options import AwsOptions
+from backends.aws_session import open_session
 
 SDK_ERRORS = (ClientError, BotoCoreError, ResponseParserError, OSError, asyncio.TimeoutError)
 """Everything a call may raise; `classify` tells them apart."""
@@ -54,20 +56,13 @@ _UNSENDABLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010fff
 _FIFO_TOKEN = re.compile(r"[A-Za-z0-9!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]{1,128}")
 
 
-class SqsOptions(BaseModel):
-    """Which queue, and who asks. What is left out comes from the SDK's own chain of configuration and roles."""
+class SqsOptions(AwsOptions):
+    """Which queue, and who asks."""
 
     queue_url: str = Field(min_length=1, description="The queue's URL.")
-    region: str | None = Field(default=None, description="The queue's region.")
     endpoint_url: str | None = Field(
         default=None, description="Another endpoint than AWS's, for example LocalStack's."
     )
-    access_key_id: str | None = Field(
-        default=None, description="Access key; together with `secret_access_key`."
-    )
-    secret_access_key: SecretStr | None = Field(default=None, description="The access key's secret.")
-    session_token: SecretStr | None = Field(default=None, description="For temporary credentials.")
-    profile: str | None = Field(default=None, description="A profile of the AWS configuration files.")
 
 
 _ABOUT_THE_REQUEST = frozenset(
@@ -112,14 +107,10 @@ async def open_client(options: SqsOptions) -> AsyncIterator[Any]:
         max_pool_connections=64,
         retries={"mode": "standard", "total_max_attempts": 3},
     )
-    secret, token = options.secret_access_key, options.session_token
-    async with AioSession(profile=options.profile).create_client(
+    async with open_session(options).create_client(
         "sqs",
         region_name=options.region,
         endpoint_url=options.endpoint_url,
-        aws_access_key_id=options.access_key_id,
-        aws_secret_access_key=secret and secret.get_secret_value(),
-        aws_session_token=token and token.get_secret_value(),
         config=config,
     ) as client:
         yield client

@@ -8,11 +8,13 @@ import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
+from types import MappingProxyType
 
 from backends.base import StorageBackend
+from backends.errors import MissingExtra
 from backends.guards.breaker import CircuitState, breaker_of
 from backends.guards.stack import GuardOptions, guarded
-from backends.measured import MeasuredBackend
+from backends.measured import MeasuredBackend, Observation
 from backends.registry import BACKENDS
 from handlers.bundle_closed import BundleClosedHandler
 from handlers.dispatch import Handlers
@@ -20,6 +22,7 @@ from handlers.layouts import make_layout
 from handlers.plan import StagingSource
 from handlers.resource_fetched import ResourceFetchedHandler
 from handlers.routes import Match, Route, Routes, Target
+from worker import audit
 from worker.budget import Budget
 from worker.circuits import Circuits
 from worker.disposition import RetryPolicy
@@ -39,6 +42,7 @@ from worker.relay import Relay, RelaySettings
 from worker.service import Service, ServiceSettings
 from worker.settings import Settings
 from worker.settings_schema import RouteSettings, StagingSettings, TargetSettings
+from worker.uploads import UploadLog
 
 
 def _unheard(_: str, __: CircuitState) -> None:
@@ -67,13 +71,16 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
     """A worker, ready to `run`; with `admin` its metrics and probes are served, unless the settings say no."""
     async with AsyncExitStack() as stack:
         metrics, health = Metrics(), Health()
-        ledger = await stack.enter_async_context(open_ledger(settings))
+        if settings.cloudwatch.enabled:
+            # First, so that it ends last: its last round has everything.
+            await stack.enter_async_context(_sending(settings, metrics))
+        ledger = await stack.enter_async_context(open_ledger(settings, audit.worker()))
         queue = await stack.enter_async_context(open_queue(settings))
         publisher = await stack.enter_async_context(open_publisher(settings))
         staging = await stack.enter_async_context(open_staging(settings))
         targets = await stack.enter_async_context(open_targets(settings, metrics.circuit))
         health.schema_current = health.queue_reachable = True
-        measured = _measured(targets, metrics)
+        measured = _measured(targets, metrics, uploads=_upload_logs(settings))
         measured_staging = _measured(staging, metrics, "staging-")
         relay = Relay(
             ledger=ledger,
@@ -158,8 +165,10 @@ def open_ledger_database(settings: Settings) -> Database:
 
 
 @asynccontextmanager
-async def open_ledger(settings: Settings) -> AsyncIterator[Ledger]:
+async def open_ledger(settings: Settings, actor: str | None = None) -> AsyncIterator[Ledger]:
     """The ledger. The embedded SQLite file is made and migrated here; a server's schema is only checked.
+
+    `actor`: whom the audit trail names; by default whoever called the command.
 
     Raises `SchemaMismatch`, `LedgerUnavailable` or `LedgerCorrupt`.
     """
@@ -171,7 +180,7 @@ async def open_ledger(settings: Settings) -> AsyncIterator[Ledger]:
     except BaseException:
         await database.aclose()
         raise
-    ledger = SqlLedger(database)
+    ledger = SqlLedger(database, actor=(actor or audit.operator()) if settings.audit.enabled else None)
     try:
         yield ledger
     finally:
@@ -262,6 +271,7 @@ def _housekeeping(
             delete_after=max((source.delete_after for source in deleting.values()), default=0.0),
             keep_published=chosen.keep_published,
             keep_attempts=chosen.keep_attempts,
+            keep_audit=settings.audit.keep,
             sweep_after=chosen.sweep_after,
         ),
         random=random.random,
@@ -280,13 +290,44 @@ def _circuits(settings: Settings, targets: Mapping[str, StorageBackend]) -> Circ
     )
 
 
-def _measured(
-    backends: Mapping[str, StorageBackend], metrics: Metrics, kind: str = ""
-) -> Mapping[str, StorageBackend]:
+def _sending(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManager[None]:
+    """Raises `MissingExtra`."""
+    try:
+        # Its SDK is of an extra.
+        from worker.cloudwatch import sending  # noqa: PLC0415
+    except ModuleNotFoundError as exc:
+        raise MissingExtra(
+            f"cloudwatch needs the package {exc.name!r}; install it with: pip install 'transload[cloudwatch]'"
+        ) from exc
+    return sending(settings.cloudwatch, metrics.registry)
+
+
+def _upload_logs(settings: Settings) -> Mapping[str, UploadLog]:
+    """For the targets on S3."""
     return {
-        name: MeasuredBackend(backend, partial(metrics.observe_backend, kind + name))
-        for name, backend in backends.items()
+        name: UploadLog(target.options.model_dump()["bucket"])
+        for name, target in settings.targets.items()
+        if target.backend == "s3"
     }
+
+
+def _measured(
+    backends: Mapping[str, StorageBackend],
+    metrics: Metrics,
+    kind: str = "",
+    uploads: Mapping[str, UploadLog] = MappingProxyType({}),
+) -> Mapping[str, StorageBackend]:
+    def observer(name: str) -> Callable[[Observation], None]:
+        count, log = partial(metrics.observe_backend, kind + name), uploads.get(name)
+
+        def observe(seen: Observation) -> None:
+            count(seen)
+            if log is not None:
+                log(seen)
+
+        return observe
+
+    return {name: MeasuredBackend(backend, observer(name)) for name, backend in backends.items()}
 
 
 def _route(settings: Settings, route: RouteSettings) -> Route:

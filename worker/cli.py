@@ -5,7 +5,6 @@ Answers go to stdout, everything else (logs, progress, errors) to stderr, so tha
 """
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -14,13 +13,29 @@ from typing import Annotated, Any
 
 import structlog
 import typer
-import yaml
 
 from backends.errors import StorageError
 from handlers.errors import HandlerError, Refused
 from handlers.messages import decode
-from worker import bootstrap, cli_dead_letters, cli_outbox, failpoints, invocation, local_files, logs, render
+from worker import (
+    bootstrap,
+    cli_audit,
+    cli_config,
+    cli_dead_letters,
+    cli_doctor,
+    cli_find,
+    cli_objects,
+    cli_outbox,
+    cli_provision,
+    failpoints,
+    invocation,
+    local_files,
+    logs,
+    render,
+    render_objects,
+)
 from worker import demo as demonstration
+from worker.bundle_status import BundleStatus, bundle_status
 from worker.failpoints import FailpointError
 from worker.health import AdminError
 from worker.invocation import AsJson, Bid, Invocation
@@ -31,7 +46,7 @@ from worker.publishers.base import PublishError
 from worker.publishers.embedded import EmbeddedPublisher
 from worker.queues.base import QueueError
 from worker.service import Service
-from worker.settings import SettingsError, json_schema
+from worker.settings import SettingsError
 from worker.verify import verify as verify_bundle
 
 app = typer.Typer(
@@ -42,8 +57,8 @@ app = typer.Typer(
     help="Event-driven storage worker: staged payloads in, durable objects and one completion per bundle out.",
     epilog="First steps: transload demo. Everything embedded (queue, ledger, staging, storage, completions) lies in --home.",
 )
-config_app = typer.Typer(no_args_is_help=True, help="Look at the configuration, without starting anything.")
-app.add_typer(config_app, name="config")
+app.add_typer(cli_audit.app, name="audit")
+app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_dead_letters.app, name="dlq")
 app.add_typer(cli_outbox.app, name="outbox")
 
@@ -162,9 +177,29 @@ def publish(
 
 
 @app.command()
-def status(context: typer.Context, as_json: AsJson = False) -> None:
-    """Show queue depth, bundles by state, pending completions, and what waits for a person."""
+def status(
+    context: typer.Context,
+    bid: Annotated[
+        str | None, typer.Argument(help="A bundle's id: show how far it is in each of its targets.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show queue depth, bundles by state, pending completions, and what waits for a person; or how far one bundle is.
+
+    Of a bundle: which of its targets have everything, which are without something and why, and which it waits for.
+    """
     settings = Invocation.of(context).settings(quiet=True)
+
+    async def of_bundle(bid: str) -> BundleStatus:
+        async with bootstrap.open_ledger(settings) as ledger:
+            found = await bundle_status(ledger, bid)
+        if found is None:
+            raise LedgerError(f"no bundle {bid}; `transload bundles` lists them")
+        return found
+
+    if bid is not None:
+        render_objects.bundle_status(invocation.run(of_bundle(bid)), as_json=as_json)
+        return
 
     async def work() -> render.Status:
         async with bootstrap.open_ledger(settings) as ledger, bootstrap.open_queue(settings) as queue:
@@ -265,6 +300,14 @@ def verify(context: typer.Context, bid: Bid, as_json: AsJson = False) -> None:
 
 
 app.command()(cli_outbox.replay)
+app.command()(cli_provision.provision)
+app.command()(cli_objects.get)
+app.command()(cli_objects.ls)
+app.command()(cli_objects.stat)
+app.command()(cli_objects.rm)
+app.command()(cli_find.find)
+app.command()(cli_doctor.doctor)
+app.command()(cli_doctor.sweep)
 
 
 @app.command()
@@ -299,28 +342,6 @@ def migrate(context: typer.Context) -> None:
             await database.aclose()
 
     render.migrated(invocation.run(work()))
-
-
-@config_app.command()
-def check(context: typer.Context) -> None:
-    """Check the settings whole; exit status 2 lists everything that is wrong with them."""
-    settings = Invocation.of(context).settings(quiet=True)
-    bootstrap.make_handlers(settings)
-    render.say("the settings are valid")
-
-
-@config_app.command(name="show")
-def show_config(context: typer.Context) -> None:
-    """Print the settings in force as YAML: file, environment and defaults together, secrets redacted."""
-    typer.echo(
-        yaml.safe_dump(Invocation.of(context).settings(quiet=True).redacted(), sort_keys=False), nl=False
-    )
-
-
-@config_app.command()
-def schema() -> None:
-    """Print the JSON Schema of the settings file, for editors and CI."""
-    typer.echo(json.dumps(json_schema(), indent=2))
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """`transload dlq`: look at dead letters, send them back, delete them. Added to the command by worker/cli.py."""
 
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Final, TypeVar
 
 import typer
@@ -9,11 +9,13 @@ import typer
 from worker import bootstrap, invocation, render, render_waiting
 from worker.dead_letters import FIELDS, Condition, Letter, Look, Selection, look_at
 from worker.invocation import AsJson, Invocation
+from worker.ledger.base import AuditRecord, Ledger
 from worker.queues.base import Queue, QueueError
 from worker.redrive import DONE, FAILED, MAX_REDRIVES, Outcome, Pace, Purge, Redrive, Run
 from worker.settings import Settings
 
 _Result = TypeVar("_Result")
+_Before = Callable[[Sequence[Letter]], Awaitable[None]]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,7 +117,7 @@ def redrive(
     settings = Invocation.of(context).settings(quiet=True)
     report = _Report(dry_run=dry_run, as_json=as_json)
 
-    def run(queue: Queue) -> Run:
+    def run(queue: Queue, before: _Before) -> Run:
         return Redrive(
             selection,
             queue=queue,
@@ -124,6 +126,7 @@ def redrive(
             pace=pace,
             dry_run=dry_run,
             told=report.told,
+            before=before,
         )
 
     _carry_out(settings, run, report, Outcome.REDRIVEN, limit)
@@ -154,7 +157,9 @@ def purge(
     report = _Report(dry_run=dry_run, as_json=as_json)
     _carry_out(
         settings,
-        lambda queue: Purge(selection, queue=queue, limit=limit, dry_run=dry_run, told=report.told),
+        lambda queue, before: Purge(
+            selection, queue=queue, limit=limit, dry_run=dry_run, told=report.told, before=before
+        ),
         report,
         Outcome.PURGED,
         limit,
@@ -169,9 +174,13 @@ class _Report:
         self.as_json = as_json
         self.advance: Callable[[float], None] = lambda _: None
         self.left: list[tuple[Letter, Outcome]] = []
+        self.undone: list[tuple[Letter, Outcome]] = []
+        """Begun with, and left where they were."""
 
     def told(self, letter: Letter, outcome: Outcome) -> None:
         self.advance(1)
+        if outcome in {Outcome.REFUSED, Outcome.LEASE_LOST}:
+            self.undone.append((letter, outcome))
         if self.as_json:
             if outcome in DONE | FAILED:
                 render_waiting.told(letter, outcome)
@@ -181,15 +190,54 @@ class _Report:
             self.left.append((letter, outcome))
 
 
+class _Trail:
+    """Writes into the audit trail, before it is done, what is done with letters; nowhere without a ledger."""
+
+    def __init__(self, ledger: Ledger | None, action: str) -> None:
+        self._ledger = ledger
+        self._action = action
+
+    async def before(self, letters: Sequence[Letter]) -> None:
+        if self._ledger is not None:
+            await self._ledger.audit([_record(self._action, letter, letter.reason) for letter in letters])
+
+    async def undone(self, left: Sequence[tuple[Letter, Outcome]]) -> None:
+        if self._ledger is not None and left:
+            await self._ledger.audit([_record("kept", letter, why.value) for letter, why in left])
+
+
+@asynccontextmanager
+async def _trail(settings: Settings, report: _Report, main: Outcome) -> AsyncIterator[_Trail]:
+    """Raises `LedgerError` where the trail is kept and the ledger does not answer: nothing is done unnoticed."""
+    if report.dry_run or not settings.audit.enabled:
+        yield _Trail(None, main.value)
+        return
+    async with bootstrap.open_ledger(settings) as ledger:
+        trail = _Trail(ledger, main.value)
+        try:
+            yield trail
+        finally:
+            await trail.undone(report.undone)
+
+
+def _record(action: str, letter: Letter, why: str | None) -> AuditRecord:
+    return AuditRecord(
+        action, letter.bid, letter.recipe, letter.url, detail=f"dead letter {letter.id}: {why or 'no reason'}"
+    )
+
+
 def _carry_out(
     settings: Settings,
-    make: Callable[[Queue], Run],
+    make: Callable[[Queue, _Before], Run],
     report: _Report,
     main: Outcome,
     limit: int | None,
 ) -> None:
     async def work(queue: Queue, look: Look) -> Run:
-        run = make(queue)
+        async with _trail(settings, report, main) as trail:
+            return await over(make(queue, trail.before), look)
+
+    async def over(run: Run, look: Look) -> Run:
         total = await look.waiting()
         try:
             with render.progress("letters", min(total, limit or total), unit="letters") as report.advance:

@@ -84,7 +84,8 @@ class Metrics:
         )
         self.housekeeping_removed = self._counter(
             "housekeeping_removed",
-            "Removed in the background; what: bundles or attempts (in the ledger), staged (payloads) or leftovers (of killed writers).",
+            "Removed in the background; what: bundles, attempts or audit (rows in the ledger), staged (payloads) or leftovers (of "
+            "killed writers).",
             "what",
         )
         self.circuit_state = self._gauge(
@@ -136,7 +137,7 @@ class Metrics:
             self.visibility_extensions.labels(result=result)
         for result in ("ok", "error", "parked"):
             self.outbox_publish.labels(result=result)
-        for what in ("bundles", "attempts", "staged", "leftovers"):
+        for what in ("bundles", "attempts", "audit", "staged", "leftovers"):
             self.housekeeping_removed.labels(what=what)
         for state in get_args(BundleState):
             self.bundles.labels(state=state)

@@ -102,8 +102,12 @@ class Pipeline:
                     _entry(plan), [*map(_landed, executed.placements), *map(_missed, executed.misses)]
                 )
             raise _reason(required)
-        entry = _entry(plan, placements, tuple(map(_missed, executed.misses)), noted=several)
-        self._tell(plan.command, await self._ledger.record(entry))
+        entry = _entry(plan, placements, tuple(map(_missed, executed.misses)))
+        recorded = await self._ledger.record(entry)
+        self._tell(plan.command, recorded)
+        if recorded.unsettled:
+            # Another delivery of it was faster. What it left undone is known only there.
+            return await self._finish(plan.command, delivery)
         if executed.misses:
             # The bundle does not wait for them; the message does, until it is a dead letter.
             raise _reason(executed.misses)
@@ -120,9 +124,11 @@ class Pipeline:
         if isinstance(plan, StorePlan):
             wanted = {transfer.target for transfer in transfers if transfer.stored is None}
             left = replace(plan, writes=tuple(write for write in plan.writes if write.target in wanted))
+            # What was noted may not have been settled: a crash, or another delivery, came between.
+            noted = tuple(_placed(transfer.stored) for transfer in transfers if transfer.stored is not None)
             executed = await self._execute(left, delivery)
             await self._ledger.settle(
-                _entry(plan, executed.placements),
+                _entry(plan, (*noted, *executed.placements)),
                 [*map(_landed, executed.placements), *map(_missed, executed.misses)],
             )
             if executed.misses:
@@ -136,16 +142,16 @@ class Pipeline:
         bundle = await self._ledger.bundle(bid)
         if bundle is None or bundle.state == "open":
             return
-        missing = await self._ledger.missing(bid)
+        owed = await self._ledger.owed(bid)
         for place in bundle.targets:
-            if place.target in targets and place.target not in missing:
+            if place.target in targets and place.target not in owed:
                 await self._manifests.write(bundle, place)
 
     async def _had(self, plan: StorePlan) -> tuple[Placement, ...]:
         """What an earlier try has left where it is to be."""
         keys = {write.target: write.key for write in plan.writes}
         return tuple(
-            Placement(transfer.target, _receipt(transfer.stored))
+            _placed(transfer.stored)
             for transfer in await self._ledger.transfers(plan.command.id)
             if transfer.stored is not None and keys.get(transfer.target) == transfer.stored.key
         )
@@ -223,8 +229,9 @@ def _missed(miss: Miss) -> Transfer:
     return Transfer(miss.write.target, error=f"{type(miss.error).__name__}: {miss.error}")
 
 
-def _receipt(stored: StoredObject) -> Receipt:
-    return Receipt(stored.key, stored.size, stored.sha256, stored.etag, stored.version, created=False)
+def _placed(stored: StoredObject) -> Placement:
+    receipt = Receipt(stored.key, stored.size, stored.sha256, stored.etag, stored.version, created=False)
+    return Placement(stored.target, receipt)
 
 
 def _object(placement: Placement) -> StoredObject:
@@ -238,8 +245,6 @@ def _entry(
     plan: Plan,
     placements: tuple[Placement, ...] = (),
     missing: tuple[Transfer, ...] = (),
-    *,
-    noted: bool = False,
 ) -> Entry:
     bundle = plan.command.bundle
     return Entry(
@@ -254,7 +259,6 @@ def _entry(
         resource=_stored(plan, placements) if isinstance(plan, StorePlan) else None,
         close=_close(plan) if isinstance(plan, ClosePlan) else None,
         missing=missing,
-        noted=noted,
     )
 
 

@@ -89,13 +89,18 @@ class Run(ABC):
         limit: int | None = None,
         dry_run: bool = False,
         told: Callable[[Letter, Outcome], None],
+        before: Callable[[Sequence[Letter]], Awaitable[None]] | None = None,
     ) -> None:
-        """`queue`: where the letters died. `limit`: letters done at most. `told` hears the outcome of every letter seen."""
+        """`queue`: where the letters died. `limit`: letters done at most. `told` hears the outcome of every letter seen.
+
+        `before` is called with letters before anything is done with them; what it raises leaves them alone.
+        """
         self._selection = selection
         self._queue = queue
         self._limit = limit
         self._dry_run = dry_run
         self._told = told
+        self._before = before
         self.outcomes: Counter[Outcome] = Counter()
         self.missing = set(selection.ids)
         """Ids that were named and not seen."""
@@ -149,8 +154,10 @@ class Run(ABC):
             batch, rest = rest[:size], rest[size:]
             if self._dry_run:
                 self._tell_all(batch, Outcome.SELECTED)
-            else:
-                await self._carry_out(batch)
+                continue
+            if self._before is not None:
+                await self._before(batch)
+            await self._carry_out(batch)
 
     def _still_held(self, letters: Sequence[Letter]) -> list[Letter]:
         self._tell_all([each for each in letters if not each.delivery.held], Outcome.LEASE_LOST)
@@ -193,9 +200,10 @@ class Redrive(Run):
         pace: Pace,
         dry_run: bool = False,
         told: Callable[[Letter, Outcome], None],
+        before: Callable[[Sequence[Letter]], Awaitable[None]] | None = None,
     ) -> None:
         """`max_redrives`: letters that came back so often already are left."""
-        super().__init__(selection, queue=queue, limit=limit, dry_run=dry_run, told=told)
+        super().__init__(selection, queue=queue, limit=limit, dry_run=dry_run, told=told, before=before)
         self._max_redrives = max_redrives
         self._pace = pace
         self._log = structlog.get_logger("redrive")

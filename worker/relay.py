@@ -158,23 +158,25 @@ class Relay:
             raise LedgerError(f"bundle {row.bid} is in the outbox but not in the ledger")
         if row.attempts == 1:
             self._metrics.bundle_completion_seconds.observe((row.completed_at - bundle.created_at) / 1000)
-        missing = await self._missing(bundle)
+        owed = await self._owed(bundle)
         for place in bundle.targets:
             if place.required:
                 await self._manifests.write(bundle, place)
-            elif place.target not in missing:
+            elif place.target not in owed:
                 await self._write_best_effort(bundle, place)
 
-    async def _missing(self, bundle: BundleRecord) -> Mapping[str, int]:
+    async def _owed(self, bundle: BundleRecord) -> Mapping[str, int]:
         """The targets whose manifest has to wait for payloads they are still without."""
         if all(place.required for place in bundle.targets):
             return {}
-        return await self._ledger.missing(bundle.bid)
+        return await self._ledger.owed(bundle.bid)
 
     async def _write_best_effort(self, bundle: BundleRecord, place: BundleTarget) -> None:
         try:
             await self._manifests.write(bundle, place)
-        except (StorageError, TargetGone) as exc:
+        except LedgerError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - whatever is wrong with it, nobody waits for a best-effort target
             self._log.warning(
                 "no manifest in a best-effort target; `transload replay` writes it",
                 bid=bundle.bid,

@@ -8,6 +8,7 @@ working directory where there is no file. docs/configuration.md is the reference
 import difflib
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -17,7 +18,8 @@ from pydantic_core import ErrorDetails
 
 from backends.base import BackendOptions
 from backends.errors import MissingExtra
-from backends.registry import BACKENDS, Registry
+from backends.registry import BACKENDS, BrokenAdapter, Registry
+from handlers.layouts import may_meet
 from worker.config_environment import overlay, resolve_references
 from worker.config_file import (
     FILE_VARIABLE,
@@ -27,6 +29,7 @@ from worker.config_file import (
     SettingsError,
     read_file,
 )
+from worker.provision.settings import ProvisionSettings
 from worker.publishers.base import PublisherOptions
 from worker.publishers.registry import PUBLISHERS
 from worker.queues.base import QueueOptions
@@ -37,6 +40,8 @@ from worker.settings_reference import json_schema
 from worker.settings_schema import (
     HOME_DEFAULTS,
     AdminSettings,
+    AuditSettings,
+    CloudWatchSettings,
     HousekeepingSettings,
     LedgerSettings,
     LogSettings,
@@ -115,8 +120,16 @@ class _Builder:
         housekeeping = self._plain(HousekeepingSettings, "housekeeping")
         admin = self._plain(AdminSettings, "admin")
         logs = self._plain(LogSettings, "logs")
+        audit = self._plain(AuditSettings, "audit")
+        cloudwatch = self._plain(CloudWatchSettings, "cloudwatch")
+        provision = self._plain(ProvisionSettings, "provision")
         ledger, routes = self._ledger(), self._routes()
+        _check_layouts(self._draft, targets, routes)
         if not (queue and publisher and worker and relay and housekeeping and admin and logs and ledger):
+            return None
+        if not (audit and cloudwatch):
+            return None
+        if provision is None:
             return None
         return Settings(
             home=self._home,
@@ -131,6 +144,9 @@ class _Builder:
             housekeeping=housekeeping,
             admin=admin,
             logs=logs,
+            audit=audit,
+            cloudwatch=cloudwatch,
+            provision=provision.rooted(partial(_absolute, base=self._draft.base, environ=self._environ)),
         )
 
     def _plain(self, model: type[ModelT], key: str, **defaults: str) -> ModelT | None:
@@ -158,9 +174,12 @@ class _Builder:
         if route is None:
             return None
         for key in ("targets", "best_effort"):
-            for target in getattr(route, key):
+            names: tuple[str, ...] = getattr(route, key)
+            for target in names:
                 if target not in known:
                     self._draft.add((*path, key), f"no target is named {target!r}; {_suggest(target, known)}")
+            if twice := {target for target in names if names.count(target) > 1}:
+                self._draft.add((*path, key), f"{', '.join(sorted(twice))} is named twice; name it once")
         if both := set(route.targets) & set(route.best_effort):
             self._draft.add(
                 (*path, "best_effort"),
@@ -204,14 +223,14 @@ class _Builder:
     def _options_class(self, registry: Registry[Any], kind: Any, path: KeyPath) -> type[BaseModel] | None:
         if kind is UNRESOLVED:
             return None
-        if not isinstance(kind, str) or kind not in registry.entries:
+        if not isinstance(kind, str) or kind not in registry.names():
             self._draft.add(
-                path, f"no {registry.kind} has that name; {_suggest(str(kind), registry.entries)}"
+                path, f"no {registry.kind} has that name; {_suggest(str(kind), registry.names())}"
             )
             return None
         try:
             options: type[BaseModel] = registry.load(kind).Options
-        except MissingExtra as exc:
+        except (BrokenAdapter, MissingExtra) as exc:
             self._draft.add(path, str(exc))
             return None
         return options
@@ -275,6 +294,27 @@ def _suggest(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
+
+
+def _check_layouts(
+    draft: Draft, targets: Mapping[str, TargetSettings], routes: Mapping[str, RouteSettings]
+) -> None:
+    """Refuse two layouts of one target, by different routes, whose keys could meet: other content would lie there."""
+    first: dict[str, dict[str, str]] = {}
+    for route in routes.values():
+        for name in (*route.targets, *route.best_effort):
+            if name not in targets:
+                continue
+            layout = route.layout or targets[name].layout
+            before = first.setdefault(name, {})
+            for other, user in before.items():
+                if may_meet(layout, other):
+                    draft.add(
+                        ("routes", route.name, "layout"),
+                        f"{layout!r} could give target {name!r} the same keys as {other!r}, which it has by route {user!r}; "
+                        "begin a template with a word of its own, as 'archive/…'",
+                    )
+            before.setdefault(layout, route.name)
 
 
 def _check_overlaps(

@@ -12,11 +12,14 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from backends.registry import BACKENDS, Registry
+from worker.provision.settings import ProvisionSettings
 from worker.publishers.registry import PUBLISHERS
 from worker.queues.registry import QUEUES
 from worker.settings_schema import (
     HOME_DEFAULTS,
     AdminSettings,
+    AuditSettings,
+    CloudWatchSettings,
     HousekeepingSettings,
     LedgerSettings,
     LogSettings,
@@ -46,8 +49,11 @@ _PLAIN: Final[Mapping[str, type[BaseModel]]] = MappingProxyType(
         "worker": WorkerSettings,
         "relay": RelaySettings,
         "housekeeping": HousekeepingSettings,
+        "provision": ProvisionSettings,
         "admin": AdminSettings,
         "logs": LogSettings,
+        "audit": AuditSettings,
+        "cloudwatch": CloudWatchSettings,
     }
 )
 _NAME: Final = "^[a-z0-9][a-z0-9_-]*$"

@@ -22,13 +22,16 @@ from pydantic import (
 )
 from sqlalchemy import URL
 
+from backends.aws_options import AwsOptions
 from backends.base import BackendOptions
 from backends.guards.breaker import BreakerOptions
 from backends.guards.rate_limit import RateLimitOptions
 from backends.guards.read_cache import CacheOptions
 from backends.guards.retry import RetryOptions
 from backends.guards.timeouts import TimeoutOptions
+from handlers.layouts import check_layout
 from worker.ledger.urls import ledger_url
+from worker.provision.settings import ProvisionSettings
 from worker.publishers.base import PublisherOptions
 from worker.queues.base import QueueOptions
 from worker.redaction import HIDDEN, is_secret_name, redact
@@ -88,6 +91,7 @@ def sqlite_url(path: Path) -> str:
 
 
 Prefix = Annotated[str, AfterValidator(_prefix)]
+LayoutSpec = Annotated[str, AfterValidator(check_layout)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=63)]
 
 
@@ -157,7 +161,10 @@ class TargetSettings(_Guarded):
 
     name: Name
     backend: str = Field(default="file", description="The storage adapter.")
-    layout: Literal["oc"] = Field(default="oc", description="How keys are built below the prefix.")
+    layout: LayoutSpec = Field(
+        default="oc",
+        description="How keys are built below the prefix: `oc`, `hive`, `dated`, or a template as `{recipe_id}/{bid}/{name}`.",
+    )
     prefix: Prefix = Field(default="", description="Put before every key.")
     server_copy: bool = Field(
         default=True,
@@ -196,7 +203,7 @@ class RouteSettings(Section):
         description="Names out of `targets` that a bundle does not wait for. What fails there is tried again alone, and becomes a "
         "dead letter in the end.",
     )
-    layout: str | None = Field(
+    layout: LayoutSpec | None = Field(
         default=None, description="How keys are built, in place of each target's own `layout`."
     )
 
@@ -335,6 +342,46 @@ class LogSettings(Section):
     )
 
 
+class AuditSettings(Section):
+    """The audit trail in the ledger's database: who stored, announced or removed what, and when."""
+
+    enabled: bool = Field(
+        default=True,
+        description="Whether it is kept, by workers and by commands. What was written before stays.",
+    )
+    keep: float | None = Field(
+        default=None,
+        ge=86_400,
+        description="Seconds its rows stay; older ones are deleted by housekeeping, the oldest first; default: for ever.",
+    )
+
+
+class CloudWatchSettings(Section, AwsOptions):
+    """Metrics sent to Amazon CloudWatch, besides those that `/metrics` shows."""
+
+    enabled: bool = Field(default=False, description="Whether `transload run` sends them.")
+    namespace: str = Field(
+        default="OCFetcher",
+        pattern=r"^[0-9A-Za-z._/#][0-9A-Za-z._/#:-]{0,254}$",
+        description="The namespace of the metrics.",
+    )
+    interval: float = Field(
+        default=60.0,
+        ge=1,
+        le=3600,
+        description="Seconds between two rounds. CloudWatch keeps a value a minute, so a shorter one only costs.",
+    )
+    endpoint_url: str | None = Field(
+        default=None, description="Another endpoint than AWS's, for example LocalStack's."
+    )
+
+    @model_validator(mode="after")
+    def _own_namespace(self) -> "CloudWatchSettings":
+        if self.namespace.startswith("AWS/"):
+            raise ValueError("namespaces that begin with AWS/ are AWS's own; use another")
+        return self
+
+
 class Settings(Section):
     """Everything a Transload process is configured with. Paths are absolute, references resolved, names checked."""
 
@@ -350,6 +397,9 @@ class Settings(Section):
     housekeeping: HousekeepingSettings
     admin: AdminSettings
     logs: LogSettings
+    provision: ProvisionSettings = ProvisionSettings()
+    audit: AuditSettings = AuditSettings()
+    cloudwatch: CloudWatchSettings = CloudWatchSettings()
 
     def redacted(self) -> dict[str, Any]:
         """The settings in the shape of the file, fit to be shown: no secret, no password or signature in a URL."""

@@ -12,6 +12,7 @@ from worker.ledger.base import (
     Entry,
     Ledger,
     OutboxRow,
+    Recorded,
     Retired,
     StoredObject,
     StoredResource,
@@ -52,7 +53,6 @@ def entry(number: int = 0, *targets: str, missing: Sequence[str] = (), **changes
         targets=(DISK, MIRROR),
         resource=stored(number, *targets),
         missing=tuple(Transfer(target, error="Unavailable: down") for target in missing),
-        noted=True,
     )
     return replace(made, **changes)
 
@@ -177,7 +177,7 @@ class Transfers:
 
     async def test_a_close_adds_no_target(self, ledger: Ledger) -> None:
         images = BundleTarget("images", "images/b", "images/b/manifest", rank=2)
-        close = entry(9, resource=None, close=Close(1, {}), targets=(images,), noted=False)
+        close = entry(9, resource=None, close=Close(1, {}), targets=(images,))
         await ledger.record(close)
         await ledger.record(entry(0, "disk", "mirror"))
         record = await ledger.bundle("b")
@@ -190,6 +190,83 @@ class Transfers:
         record = await ledger.bundle("b")
         assert record is not None
         assert record.targets == (DISK, MIRROR)
+
+    async def test_a_slower_duplicate_takes_no_debt_along(self, ledger: Ledger) -> None:
+        await ledger.record(entry(0, "disk", missing=["mirror"]))
+        for slower in (entry(0, "disk", missing=["mirror"]), entry(0, "disk", "mirror")):
+            assert await ledger.record(slower) == Recorded(unsettled=True)
+            assert await ledger.transfers("m0") == [Transfer("mirror", error="Unavailable: down")]
+            assert await ledger.owed("b") == {"mirror": 1}
+
+    async def test_of_duplicates_in_one_batch_one_is_recorded_and_the_others_learn_what_is_left(
+        self, ledger: Ledger
+    ) -> None:
+        copies = [entry(0, "disk", missing=["mirror"]), entry(0, "disk", "mirror")]
+        assert await asyncio.gather(*map(ledger.record, copies)) == [
+            Recorded(completed=True),
+            Recorded(unsettled=True),
+        ]
+        assert await ledger.owed("b") == {"mirror": 1}
+
+    async def test_a_note_that_came_beside_the_record_is_no_object(self, ledger: Ledger) -> None:
+        await ledger.record(entry(0, "disk", missing=["mirror"], resources_count=2))
+        await ledger.note_transfers(entry(0), [Transfer("mirror", lying("mirror"))])
+        assert await ledger.owed("b") == {"mirror": 1}, "no manifest would list it"
+        await ledger.record(entry(1, "disk", "mirror", resources_count=2))
+        body = json.loads((await announced(ledger)).body)
+        assert [target.get("missing") for target in body["targets"]] == [None, 1]
+        await ledger.settle(entry(0, "mirror"), [])
+        assert await ledger.owed("b") == {}
+
+    async def test_settling_adds_no_second_object_of_a_target(self, ledger: Ledger) -> None:
+        await ledger.record(entry(0, "disk", missing=["mirror"]))
+        moved = replace(stored(0), objects=(replace(lying("disk"), key="elsewhere"), lying("mirror")))
+        await ledger.settle(entry(0, resource=moved), [Transfer("mirror", lying("mirror"))])
+        (resource,) = [resource async for resource in ledger.resources("b")]
+        assert resource.objects == (lying("disk"), lying("mirror"))
+
+    async def test_only_what_a_bundle_consists_of_is_owed(self, ledger: Ledger) -> None:
+        down = [Transfer("mirror", error="down")]
+        await ledger.note_transfers(entry(7), down)
+        await ledger.record(entry(0, "disk", missing=["mirror"]))
+        await ledger.note_transfers(entry(0, message_id="of the same resource"), down)
+        await ledger.record(entry(8, "disk", missing=["mirror"]))
+        body = json.loads((await announced(ledger)).body)
+        assert body["targets"][1]["missing"] == 1
+        assert await ledger.owed("b") == {"mirror": 1}, "neither what is late nor what is not recorded"
+        assert await ledger.missing("b") == {"mirror": 3}, "each has been tried"
+
+    async def test_a_record_in_fewer_targets_ends_the_notes_of_the_others(self, ledger: Ledger) -> None:
+        """The operator has taken a broken target out of the route."""
+        await ledger.note_transfers(entry(), [Transfer("broken", error="down")])
+        await ledger.record(entry(0, "disk", targets=(DISK,)))
+        await ledger.mark_published([await announced(ledger)])
+        assert await ledger.staged(0.0, 10) == ["b"]
+
+    async def test_what_one_of_many_notes_at_once_says_is_there_is_there(self, ledger: Ledger) -> None:
+        await asyncio.gather(
+            ledger.note_transfers(entry(), [Transfer("disk", lying("disk"))]),
+            ledger.note_transfers(entry(), [Transfer("disk", error="a slower worker failed")]),
+        )
+        assert await ledger.transfers("m0") == [Transfer("disk", lying("disk"))]
+
+    async def test_best_effort_for_one_resource_is_best_effort_for_the_bundle(self, ledger: Ledger) -> None:
+        required = replace(MIRROR, required=True)
+        await ledger.record(entry(0, "disk", "mirror", resources_count=2, targets=(DISK, required)))
+        lax = entry(1, "disk", missing=["mirror"], resources_count=2, targets=(DISK, MIRROR))
+        assert (await ledger.record(lax)).completed
+        record = await ledger.bundle("b")
+        assert record is not None
+        assert record.targets == (DISK, MIRROR), "its manifest has to wait for what is missing"
+        body = json.loads((await announced(ledger)).body)
+        assert [target.get("missing") for target in body["targets"]] == [None, 1]
+
+    async def test_where_all_targets_are_best_effort_a_whole_one_is_announced(self, ledger: Ledger) -> None:
+        lax_disk, strict_mirror = replace(DISK, required=False), replace(MIRROR, required=True)
+        await ledger.record(entry(0, "disk", "mirror", resources_count=2))
+        swapped = entry(1, "mirror", missing=["disk"], resources_count=2, targets=(strict_mirror, lax_disk))
+        assert (await ledger.record(swapped)).completed
+        assert json.loads((await announced(ledger)).body)["storage_key"] == "mirror/b"
 
     async def test_notes_of_many_at_once(self, ledger: Ledger) -> None:
         entries = [entry(number) for number in range(40)]

@@ -21,6 +21,8 @@ import pytest
 from sqlalchemy import Connection, insert, select
 
 from handlers.plan import BundleTarget
+from tests.conformance.ledger_audit import Auditing
+from tests.conformance.ledger_search import Searching
 from tests.conformance.ledger_transfers import Transfers
 from worker.attempts import CRASHED, Attempt
 from worker.ledger.base import (
@@ -108,9 +110,9 @@ class Database:
     pooler: bool = False
     """The URL leads to a pooler."""
 
-    def open(self) -> SqlLedger:
-        """Another ledger on the same database, as another process would have it."""
-        ledger = SqlLedger(open_database(self.url, pooler=self.pooler))
+    def open(self, actor: str | None = None) -> SqlLedger:
+        """Another ledger on the same database, as another process would have it; with an `actor` it keeps an audit trail."""
+        ledger = SqlLedger(open_database(self.url, pooler=self.pooler), actor=actor)
         self.closing.push_async_callback(ledger.aclose)
         return ledger
 
@@ -208,7 +210,7 @@ def attempt(detail: str, *, outage: bool = False) -> Attempt:
     return Attempt(0.0, "Refused", detail, outage)
 
 
-class LedgerConformance(Transfers):
+class LedgerConformance(Auditing, Searching, Transfers):
     """See worker/ledger/base.py for the contract."""
 
     @pytest.fixture(autouse=True)

@@ -16,9 +16,10 @@ from pydantic import SecretStr, ValidationError
 
 from backends.base import Attributes, single
 from backends.errors import Conflict, InvalidKey, NotFound, StorageError, Unavailable
+from backends.header_metadata import encode_metadata
 from backends.s3 import S3Backend
 from backends.s3_client import S3Options
-from backends.s3_metadata import METADATA_LIMIT, encode_metadata
+from backends.s3_metadata import METADATA_LIMIT
 from backends.s3_multipart import MAX_PART_SIZE, MAX_PARTS
 from backends.s3_parts import part_length
 from tests.support.localstack import LocalStackEndpoint
@@ -108,7 +109,9 @@ def test_metadata_is_cut_to_the_limit_at_whole_characters(metadata: dict[str, st
 
 
 def test_only_the_longest_values_are_cut() -> None:
-    encoded = encode_metadata({"a": "x" * 5000, "b": "short", "c": "y" * 3000, "d": "z" * 600})
+    encoded = encode_metadata(
+        {"a": "x" * 5000, "b": "short", "c": "y" * 3000, "d": "z" * 600}, METADATA_LIMIT
+    )
     assert (encoded["b"], encoded["d"]) == ("short", "z" * 600)
     assert len(encoded["a"]) == len(encoded["c"]) == (METADATA_LIMIT - 4 - 5 - 600) // 2
 

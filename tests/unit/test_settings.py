@@ -260,7 +260,7 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
     assert "t.yaml:7: targets.main.bucket: is required; add it, or bucket_env with the name" in text
     assert "t.yaml:9: targets.main.prefix: 'a/../b' is refused: a prefix has no '.' or '..' segments" in text
     assert "t.yaml:11: admin.host: '0.0.0.0' is refused: only a loopback address" in text
-    assert "t.yaml:12: colour: unknown key; there are: admin, home, " in text
+    assert "t.yaml:12: colour: unknown key; there are: admin, audit, cloudwatch, home, " in text
     assert "environment TRANSLOAD_RELAY__BATCH: relay.batch: 'none' should be a valid integer" in text
     assert len(found) == 8
 

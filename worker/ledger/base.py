@@ -8,6 +8,7 @@ One method is one transaction; no caller ever sees one begin. The contract, prov
 - Claims use the database's clock. A claim carries a generation; a stale owner's `mark_published`, `postpone`, `park` and
   `renew` change no row.
 - Concurrent `record` and `find` calls share transactions (group commit).
+- Where an audit trail is kept, what a method changes of bundles and completions and the rows about it are one transaction.
 - Only `LedgerError` and its children come out, besides `CancelledError`.
 """
 
@@ -113,8 +114,6 @@ class Entry:
     close: Close | None = None
     missing: tuple["Transfer", ...] = ()
     """Best-effort targets that are still without the resource's payload."""
-    noted: bool = False
-    """Some of its transfers may have been noted before; those notes end with this entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +145,8 @@ class Recorded:
     """Its bundle had been completed before."""
     conflict: bool = False
     """Its message id stands for something else already; nothing was changed."""
+    unsettled: bool = False
+    """It had been recorded before, nothing was changed, and there are `transfers` of it to see to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +166,100 @@ class BundleRecord:
     created_at: int
     completed_at: int | None
     published_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is looked for among the stored resources; None asks for nothing. All that is given has to hold.
+
+    Patterns are those of routes: `*`, `?`, `[a-z]`, of the whole text, case-sensitive, the same on every database.
+    """
+
+    bid: str | None = None
+    """A pattern."""
+    recipe_id: str | None = None
+    """A pattern."""
+    url: str | None = None
+    """A pattern."""
+    content_type: str | None = None
+    """A pattern of the media type, in lower case and without parameters; of an unknown one it is empty."""
+    status_code: int | None = None
+    target: str | None = None
+    """A pattern of where an object of it lies; with `manifest`, of where that lies."""
+    key: str | None = None
+    """The very key of an object of it."""
+    sha256: str | None = None
+    """Of an object of it, in lower-case hex."""
+    manifest: str | None = None
+    """The very key of its bundle's manifest."""
+    since: int | None = None
+    """Recorded then or later: milliseconds since the epoch, by the database's clock."""
+    until: int | None = None
+    """Recorded before then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A stored resource that a search found; of its objects those that were asked for. `recorded_at` is milliseconds."""
+
+    bid: str
+    recipe_id: str
+    recorded_at: int
+    resource: StoredResource
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """What somebody did, for the audit trail. What does not apply is None."""
+
+    action: str
+    """stored, completed, published, replayed, retried, unstaged, retired; of operators also redriven, purged, removed, kept."""
+    bid: str | None = None
+    recipe_id: str | None = None
+    url: str | None = None
+    """Of the resource; of a bundle its primary URL."""
+    target: str | None = None
+    key: str | None = None
+    size: int | None = None
+    """Bytes of the object; of a completion those of its notification."""
+    sha256: str | None = None
+    """Of those bytes, in lower-case hex."""
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """A row of the audit trail. Ids only grow; `at` is milliseconds since the epoch, by the database's clock."""
+
+    id: int
+    at: int
+    actor: str
+    """`worker@host`, or `cli:user@host` for what a command did."""
+    record: AuditRecord
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSpan:
+    """What there is of the audit trail: the rows with ids above `trimmed`, up to `last`. None will ever be added to them."""
+
+    trimmed: int
+    """Retention has deleted the rows up to this id."""
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class AuditQuery:
+    """Which rows of the audit trail are asked for. All that is given has to hold."""
+
+    after: int = 0
+    """Ids above this one."""
+    through: int = 2**63 - 1
+    """Ids up to this one."""
+    since: int | None = None
+    """Written then or later: milliseconds since the epoch, by the database's clock."""
+    until: int | None = None
+    """Written before then."""
+    bid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +348,10 @@ class Ledger(Protocol):
         """How many payloads of the bundle each target is still without, tried at least once; empty when none is."""
         ...
 
+    async def owed(self, bid: str) -> Mapping[str, int]:
+        """As `missing`, but only of recorded resources that are not late: what keeps a target's manifest from being whole."""
+        ...
+
     async def attempts(self, queue: str, message_id: str) -> Sequence[Attempt]:
         """What is known of earlier tries at a queue's message, the first one first; one that never ended is `Crashed`."""
         ...
@@ -305,6 +404,13 @@ class Ledger(Protocol):
         """The bundle's resources in a stable order, read in pages."""
         ...
 
+    def search(self, search: Search) -> AsyncIterator[Found]:
+        """The resources that are looked for, the newest first, read in pages as far as they are asked for.
+
+        What is recorded while it goes on may be missed, and nothing comes twice.
+        """
+        ...
+
     async def outbox(self, state: OutboxState | None = None, limit: int = 100) -> Sequence[OutboxEntry]:
         """Completions, the oldest first."""
         ...
@@ -343,6 +449,25 @@ class Ledger(Protocol):
 
     async def forget_attempts(self, age: float, limit: int) -> int:
         """Delete up to `limit` notes of tries and of unrecorded transfers older than `age` seconds; how many."""
+        ...
+
+    async def audit(self, records: Sequence[AuditRecord]) -> None:
+        """Append to the audit trail, where one is kept. What the other methods do is in it without that."""
+        ...
+
+    async def audit_span(self) -> AuditSpan:
+        """What there is of the audit trail. Waits for transactions that are writing to it; raises `LedgerBusy` after a while."""
+        ...
+
+    def audit_trail(self, query: AuditQuery) -> AsyncIterator[AuditRow]:
+        """The rows that are asked for, by id, read in pages. Beyond `AuditSpan.last` some may still be missing."""
+        ...
+
+    async def trim_audit(self, age: float, limit: int) -> int:
+        """Delete up to `limit` rows of the audit trail from its beginning that are at least `age` seconds old; how many.
+
+        There is no other way to delete any, and none to change one.
+        """
         ...
 
     async def probe(self) -> None:

@@ -3,12 +3,14 @@
 Called by worker/ledger/sql.py only. A claim carries a generation, by which every later change is fenced.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, select, tuple_, update
 
-from worker.ledger.base import OutboxRow, OutboxState
+from worker.ledger.audit import Trail
+from worker.ledger.base import AuditRecord, OutboxRow, OutboxState
 from worker.ledger.schema import bundles, now_ms, outbox
 
 
@@ -58,26 +60,32 @@ def change_claimed(conn: Connection, rows: Sequence[OutboxRow], values: Mapping[
     return conn.execute(statement).scalars().all()
 
 
-def mark_published(conn: Connection, rows: Sequence[OutboxRow]) -> int:
+def mark_published(conn: Connection, rows: Sequence[OutboxRow], trail: Trail) -> int:
     """Rows and bundles become `published`; how many were still ours."""
     published = {"state": "published", "published_at": now_ms()}
     marked = change_claimed(conn, rows, {**published, "error": None})
     conn.execute(update(bundles).where(bundles.c.bid.in_(marked)).values(published))
+    if trail.kept:
+        trail.append(conn, (_published(row) for row in rows if row.bid in marked))
     return len(marked)
 
 
 def retry_parked(
-    conn: Connection, event_ids: Sequence[str] | None, notify: Callable[[Connection], None]
+    conn: Connection, event_ids: Sequence[str] | None, notify: Callable[[Connection], None], trail: Trail
 ) -> int:
     """Parked rows are due now; how many were."""
     statement = update(outbox).where(outbox.c.state == "parked").values(_due_now())
     if event_ids is not None:
         statement = statement.where(outbox.c.event_id.in_(event_ids))
     notify(conn)
-    return conn.execute(statement).rowcount
+    retried = conn.execute(statement.returning(outbox.c.bid, outbox.c.recipe_id)).all()
+    trail.append(conn, (AuditRecord("retried", row.bid, row.recipe_id) for row in retried))
+    return len(retried)
 
 
-def replay(conn: Connection, bid: str, notify: Callable[[Connection], None]) -> OutboxState | None:
+def replay(
+    conn: Connection, bid: str, notify: Callable[[Connection], None], trail: Trail
+) -> OutboxState | None:
     """A published row is due again; what it was before."""
     # First the bundle, as everybody does: it may be retired at this moment.
     conn.execute(select(bundles.c.bid).where(bundles.c.bid == bid).with_for_update())
@@ -85,9 +93,23 @@ def replay(conn: Connection, bid: str, notify: Callable[[Connection], None]) -> 
     before: OutboxState | None = conn.execute(found).scalar_one_or_none()
     if before == "published":
         anew = {**_due_now(), "replays": outbox.c.replays + 1}
-        conn.execute(update(outbox).where(outbox.c.bid == bid).values(anew))
+        changed = update(outbox).where(outbox.c.bid == bid).values(anew).returning(outbox.c.recipe_id)
+        recipe_id = conn.execute(changed).scalar_one()
         notify(conn)
+        trail.append(conn, [AuditRecord("replayed", bid, recipe_id)])
     return before
+
+
+def _published(row: OutboxRow) -> AuditRecord:
+    digest = hashlib.sha256(row.body).hexdigest()
+    return AuditRecord(
+        "published",
+        row.bid,
+        row.recipe_id,
+        size=len(row.body),
+        sha256=digest,
+        detail=f"event {row.event_id}",
+    )
 
 
 def _due_now() -> dict[str, Any]:

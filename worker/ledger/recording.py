@@ -3,14 +3,16 @@
 Called by worker/ledger/sql.py only.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Table, bindparam, select, update
 from sqlalchemy.dialects import sqlite
 
 from worker.ledger import transfers
-from worker.ledger.base import Entry, LedgerUnavailable, Recorded
+from worker.ledger.audit import Trail, stored
+from worker.ledger.base import AuditRecord, Entry, LedgerUnavailable, Recorded
 from worker.ledger.rows import (
     bundle_row,
     bundle_targets,
@@ -27,10 +29,13 @@ from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, res
 class Recorder:
     """For one database. Its statements are built once."""
 
-    def __init__(self, insert: Callable[..., sqlite.Insert], notify: Callable[[Connection], None]) -> None:
+    def __init__(
+        self, insert: Callable[..., sqlite.Insert], notify: Callable[[Connection], None], trail: Trail
+    ) -> None:
         """`insert` is the dialect's; `notify` tells other processes that a completion is due, when the transaction commits."""
         self._insert_into = insert
         self._notify = notify
+        self._trail = trail
         self._insert_new = {
             table: insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
             for table in (messages, bundles, resources, objects, outbox)
@@ -39,38 +44,50 @@ class Recorder:
     def commit(self, conn: Connection, entries: Sequence[Entry]) -> Sequence[Recorded]:
         """Locks are taken in the order of ids, then of bids: two workers cannot deadlock."""
         now = conn.execute(select(now_ms())).scalar_one()
-        meaning = self._claim_ids(conn, entries, now)
-        accepted = [entry for entry in entries if meaning[entry.message_id] == entry.fingerprint]
+        meaning, accepted = self._claim_ids(conn, entries, now)
         known = self._lock_bundles(conn, accepted, now)
         inserted = self._insert(
             conn, resources, (resource_row(e, known[e.bid], now) for e in accepted if e.resource is not None)
         )
-        self._insert(
+        laid = self._insert(
             conn, objects, (row for e in accepted if resource_key(e) in inserted for row in object_rows(e))
         )
         for bid, row in known.items():
             mine = [entry for entry in accepted if entry.bid == bid]
             fold(row, mine, sum(1 for key in inserted if key[0] == bid), now)
         self._save_bundles(conn, [row for row in known.values() if row["changed"]])
-        self._note_transfers(conn, [entry for entry in accepted if entry.noted or entry.missing], inserted)
+        self._note_transfers(conn, accepted, inserted)
         finished = {bid: row for bid, row in known.items() if row["completes"]}
-        missing = transfers.missing(conn, _with_best_effort(finished)) if finished else {}
-        self._insert(conn, outbox, (outbox_row(row, missing.get(bid, {})) for bid, row in finished.items()))
+        missing = transfers.owed(conn, _with_best_effort(finished)) if finished else {}
+        announced = [outbox_row(row, missing.get(bid, {})) for bid, row in finished.items()]
+        self._insert(conn, outbox, announced)
         if finished:
             self._notify(conn)
-        last = {entry.bid: entry for entry in accepted}
+        if self._trail.kept:
+            self._trail.append(conn, [*stored(accepted, laid), *_completed(announced, known)])
+        done = {
+            id(entry): Recorded(late=known[entry.bid]["was"] != "open" and resource_key(entry) in inserted)
+            for entry in accepted
+        }
+        for entry in {entry.bid: entry for entry in accepted}.values():
+            if entry.bid in finished:
+                done[id(entry)] = Recorded(completed=True)
+        before = {entry.message_id for entry in entries if id(entry) not in done}
+        unsettled = transfers.unsettled(conn, sorted(before)) if before else set()
         return [
-            Recorded(
-                completed=entry.bid in finished and entry is last[entry.bid],
-                late=known[entry.bid]["was"] != "open" and resource_key(entry) in inserted,
-            )
-            if meaning[entry.message_id] == entry.fingerprint
-            else Recorded(conflict=True)
+            Recorded(conflict=True)
+            if meaning[entry.message_id] != entry.fingerprint
+            else done.get(id(entry)) or Recorded(unsettled=entry.message_id in unsettled)
             for entry in entries
         ]
 
-    def _claim_ids(self, conn: Connection, entries: Sequence[Entry], now: int) -> Mapping[str, str]:
-        """What each message id stands for, from now on or since before: two deliveries may race with one id."""
+    def _claim_ids(
+        self, conn: Connection, entries: Sequence[Entry], now: int
+    ) -> tuple[Mapping[str, str], list[Entry]]:
+        """What each message id stands for, from now on or since before, and the entries that made it so.
+
+        Two deliveries may race with one id: what the second one would record was recorded by the first.
+        """
         ordered = sorted(entries, key=lambda entry: entry.message_id)
         fresh = self._insert(conn, messages, (message_row(entry, now) for entry in ordered))
         first = {entry.message_id: entry.fingerprint for entry in reversed(ordered)}
@@ -78,7 +95,8 @@ class Recorder:
         if before:
             statement = select(messages.c.id, messages.c.fingerprint).where(messages.c.id.in_(before))
             first.update((row[0], row[1]) for row in conn.execute(statement))
-        return first
+        accepted = {entry.message_id: entry for entry in reversed(entries) if (entry.message_id,) in fresh}
+        return first, [entry for entry in entries if accepted.get(entry.message_id) is entry]
 
     def _lock_bundles(
         self, conn: Connection, entries: Sequence[Entry], now: int
@@ -99,7 +117,11 @@ class Recorder:
     def _note_transfers(
         self, conn: Connection, entries: Sequence[Entry], inserted: set[tuple[Any, ...]]
     ) -> None:
-        """What was noted of transfers before ends here; what a target is still without begins."""
+        """What was noted of transfers before ends here; what a target is still without begins.
+
+        Also where there is one target: earlier tries may have had more.
+        """
+        entries = [entry for entry in entries if entry.resource is not None]
         if not entries:
             return
         transfers.forget(conn, [entry.message_id for entry in entries])
@@ -108,9 +130,17 @@ class Recorder:
             conn, self._insert_into, [(entry, transfer) for entry in owing for transfer in entry.missing]
         )
 
-    def lay(self, conn: Connection, entries: Iterable[Entry]) -> None:
-        """Add objects of resources that were recorded before."""
-        self._insert(conn, objects, (row for entry in entries for row in object_rows(entry)))
+    def lay(self, conn: Connection, entry: Entry) -> None:
+        """Add the objects of a resource that was recorded before, in targets that have none of it.
+
+        Another key would change a manifest that is out.
+        """
+        key = resource_key(entry) or ("", "")
+        there = select(objects.c.target).where(objects.c.bid == key[0], objects.c.resource_id == key[1])
+        holding = set(conn.execute(there).scalars())
+        rows = (row for row in object_rows(entry) if row["target"] not in holding)
+        laid = self._insert(conn, objects, rows)
+        self._trail.append(conn, stored([entry], laid, "later than the bundle's other copies"))
 
     def _insert(
         self, conn: Connection, table: Table, rows: Iterable[Mapping[str, Any]]
@@ -146,3 +176,20 @@ def _with_best_effort(finished: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for bid, row in finished.items()
         if not all(place.required for place in bundle_targets(row["targets"]))
     ]
+
+
+def _completed(
+    announced: Iterable[Mapping[str, Any]], bundles: Mapping[str, Mapping[str, Any]]
+) -> Iterator[AuditRecord]:
+    """Records of completions, with size and digest of what will be announced."""
+    for row in announced:
+        bundle, body = bundles[row["bid"]], row["body"]
+        yield AuditRecord(
+            "completed",
+            row["bid"],
+            row["recipe_id"],
+            bundle["primary_url"],
+            size=len(body),
+            sha256=hashlib.sha256(body).hexdigest(),
+            detail=f"{bundle['stored_count']} resources, event {row['event_id']}",
+        )

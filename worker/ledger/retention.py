@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, update
 
-from worker.ledger.base import Retired
+from worker.ledger.audit import Trail
+from worker.ledger.base import AuditRecord, Retired
 from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources, transfers
 from worker.ledger.transfers import is_missing
 
@@ -24,7 +25,7 @@ def staged(conn: Connection, age_ms: int, limit: int) -> Sequence[str]:
     return conn.execute(statement).scalars().all()
 
 
-def mark_unstaged(conn: Connection, seen: Mapping[str, int]) -> None:
+def mark_unstaged(conn: Connection, seen: Mapping[str, int], trail: Trail) -> None:
     """The payloads of that many resources are deleted from staging."""
     bids = sorted(seen)
     # Counted under the lock: a late resource is either seen here, or comes after this and takes the mark away.
@@ -36,33 +37,43 @@ def mark_unstaged(conn: Connection, seen: Mapping[str, int]) -> None:
     )
     now = {row[0]: row[1] for row in counted}
     done = [bid for bid in bids if now.get(bid, 0) <= seen[bid]]
-    conn.execute(update(bundles).where(bundles.c.bid.in_(done)).values(unstaged_at=now_ms()))
+    marked = conn.execute(
+        update(bundles)
+        .where(bundles.c.bid.in_(done), bundles.c.unstaged_at.is_(None))
+        .values(unstaged_at=now_ms())
+        .returning(bundles.c.bid, bundles.c.recipe_id, bundles.c.primary_url)
+    ).all()
+    trail.append(
+        conn,
+        [
+            AuditRecord("unstaged", bid, recipe_id, url, detail=f"the payloads of {seen[bid]} resources")
+            for bid, recipe_id, url in sorted(tuple(row) for row in marked)
+        ],
+    )
 
 
-def retire(conn: Connection, age_ms: int, limit: int, *, unstaged_only: bool) -> Retired:
+def retire(conn: Connection, age_ms: int, limit: int, trail: Trail, *, unstaged_only: bool) -> Retired:
     """Delete published bundles whole, with everything that hangs on them."""
     clean = (bundles.c.unstaged_at.is_not(None),) if unstaged_only else ()
     unsent = exists().where(outbox.c.bid == bundles.c.bid, outbox.c.state != "published")
     # The lock keeps a late resource out until the bundle is gone; another worker's sweep passes over it.
-    bids = (
-        conn.execute(
-            select(bundles.c.bid)
-            .where(*_published_before(age_ms), *clean, ~unsent)
-            .order_by(bundles.c.published_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
-        .scalars()
-        .all()
-    )
-    if not bids:
+    old = conn.execute(
+        select(bundles.c.bid, bundles.c.recipe_id, bundles.c.primary_url)
+        .where(*_published_before(age_ms), *clean, ~unsent)
+        .order_by(bundles.c.published_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    if not old:
         return Retired()
+    bids = [row.bid for row in old]
     conn.execute(delete(objects).where(objects.c.bid.in_(bids)))
     stored = conn.execute(delete(resources).where(resources.c.bid.in_(bids))).rowcount
     known = conn.execute(delete(messages).where(messages.c.bid.in_(bids))).rowcount
     conn.execute(delete(transfers).where(transfers.c.bid.in_(bids)))
     conn.execute(delete(outbox).where(outbox.c.bid.in_(bids)))
     conn.execute(delete(bundles).where(bundles.c.bid.in_(bids)))
+    trail.append(conn, (AuditRecord("retired", *row) for row in old))
     return Retired(len(bids), stored, known)
 
 

@@ -1,6 +1,7 @@
 """The ledger's rows: made of entries, read into records, brought up to date. Pure; called by worker/ledger/sql.py only."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from sqlalchemy import Row
@@ -86,7 +87,8 @@ def outbox_row(row: Mapping[str, Any], missing: Mapping[str, int]) -> dict[str, 
             resources_count=row["stored_count"],
             completed_at=row["completed_at"],
             metadata=row["metadata"],
-            targets=bundle_targets(row["targets"]),
+            # Where all targets are best effort, one that has everything is announced.
+            targets=sorted(bundle_targets(row["targets"]), key=lambda place: place.target in missing),
             missing=missing,
         ),
         "state": "pending",
@@ -120,16 +122,24 @@ def bundle_targets(stored: Sequence[Sequence[Any]]) -> tuple[BundleTarget, ...]:
     return tuple(sorted(places, key=lambda place: (not place.required, place.rank)))
 
 
-def _merged(stored: Sequence[Sequence[Any]], places: Iterable[BundleTarget]) -> list[list[Any]]:
-    """With those added that are new: resources of one bundle may take different routes, and a route may change."""
-    merged = {(place[0], place[1]): list(place) for place in stored}
+def _merged(stored: Sequence[Sequence[Any]], places: Sequence[BundleTarget]) -> list[list[Any]]:
+    """With those added that are new: resources of one bundle may take different routes, and a route may change.
+
+    A target that is best effort for one of them is so for the bundle: something may be missing there when it is announced.
+    """
+    merged = {
+        (place.target, place.storage_key): place for place in (BundleTarget(*facts) for facts in stored)
+    }
     for place in places:
-        # An older release reads three facts; it knows one target only, which needs no more.
-        more = [] if place.required and not place.rank else [place.required, place.rank]
-        merged.setdefault(
-            (place.target, place.storage_key), [place.target, place.storage_key, place.manifest_key, *more]
-        )
-    return list(merged.values())
+        merged.setdefault((place.target, place.storage_key), place)
+    lax = {place.target for place in (*merged.values(), *places) if not place.required}
+    return [_facts(replace(place, required=place.target not in lax)) for place in merged.values()]
+
+
+def _facts(place: BundleTarget) -> list[Any]:
+    # An older release reads three facts; it knows one target only, which needs no more.
+    more = [] if place.required and not place.rank else [place.required, place.rank]
+    return [place.target, place.storage_key, place.manifest_key, *more]
 
 
 def fold(row: dict[str, Any], entries: Sequence[Entry], stored: int, now: int) -> None:

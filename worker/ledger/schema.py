@@ -10,6 +10,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -20,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-HEAD = "0003"
+HEAD = "0005"
 """The revision this release works with; a test holds it to Alembic's own head."""
 
 metadata = MetaData()
@@ -69,6 +70,7 @@ resources = Table(
     Column("location", Text, nullable=False),
     Column("late", Boolean, nullable=False),
     Column("recorded_at", BigInteger, nullable=False),
+    Index("resources_by_time", "recorded_at"),
 )
 
 objects = Table(
@@ -82,6 +84,7 @@ objects = Table(
     Column("sha256", Text, nullable=False),
     Column("etag", Text),
     Column("version", Text),
+    Index("objects_by_key", "key"),
 )
 
 outbox = Table(
@@ -131,6 +134,33 @@ transfers = Table(
     Index("transfers_by_bid", "bid", "target", "state"),
 )
 """What became of a message's payload in each target, for as long as not all of them have it. Empty when all is well."""
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), Identity(always=True), primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("bid", Text),
+    Column("recipe_id", Text),
+    Column("url", Text),
+    Column("target", Text),
+    Column("key", Text),
+    Column("size", BigInteger),
+    Column("sha256", Text),
+    Column("detail", Text),
+    sqlite_autoincrement=True,
+)
+"""The audit trail. Triggers refuse to change a row, and to delete one that `audit_retention` does not give up."""
+
+audit_retention = Table(
+    "audit_retention",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("through", BigInteger, nullable=False),
+)
+"""One row: rows of `audit` up to that id may be deleted, and are."""
 
 schema_compatibility = Table(
     "schema_compatibility",

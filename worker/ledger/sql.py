@@ -6,6 +6,7 @@ transactions begin IMMEDIATE) and its compiler leaves out.
 """
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,13 +19,20 @@ from sqlalchemy.dialects import postgresql, sqlite
 from backends.failpoints import failpoint
 from worker.attempts import Attempt
 from worker.batcher import Batcher
+from worker.ledger import audit as auditing
 from worker.ledger import completions, queries, retention, tries
+from worker.ledger import search as searching
 from worker.ledger import transfers as of_transfers
 from worker.ledger.base import (
+    AuditQuery,
+    AuditRecord,
+    AuditRow,
+    AuditSpan,
     BundleRecord,
     BundleState,
     BundleTransfer,
     Entry,
+    Found,
     LedgerBusy,
     LedgerError,
     LedgerRefused,
@@ -34,6 +42,7 @@ from worker.ledger.base import (
     OutboxState,
     Recorded,
     Retired,
+    Search,
     StoredResource,
     Summary,
     Transfer,
@@ -51,8 +60,9 @@ _CLOSE_SECONDS = 2.0
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_PAGE = 500
-"""Resources read at a time."""
+_SETTLE_SECONDS = 60.0
+"""Longer than a transaction lasts."""
+_SETTLE_PAUSE = 0.02
 
 
 async def _apart(
@@ -77,12 +87,13 @@ async def _apart(
 class SqlLedger:
     """See worker/ledger/base.py for the contract."""
 
-    def __init__(self, database: Database) -> None:
-        """Takes over the database: `aclose` closes it."""
+    def __init__(self, database: Database, *, actor: str | None = None) -> None:
+        """Takes over the database: `aclose` closes it. `actor` is whom the audit trail names; without, none is kept."""
         self._database = database
+        self._trail = auditing.Trail(actor)
         dialect = sqlite if database.dialect == "sqlite" else postgresql
         self._insert_into = cast("Callable[..., sqlite.Insert]", dialect.insert)
-        self._recorder = Recorder(self._insert_into, database.notify)
+        self._recorder = Recorder(self._insert_into, database.notify, self._trail)
         self._records: Batcher[Entry, Recorded] = Batcher(
             self._record_all, limit=_COMMIT_LIMIT, name="ledger-record"
         )
@@ -131,6 +142,10 @@ class SqlLedger:
         counted = await self._database.read(lambda conn: of_transfers.missing(conn, [bid]))
         return counted.get(bid, {})
 
+    async def owed(self, bid: str) -> Mapping[str, int]:
+        counted = await self._database.read(lambda conn: of_transfers.owed(conn, [bid]))
+        return counted.get(bid, {})
+
     async def attempts(self, queue: str, message_id: str) -> Sequence[Attempt]:
         return await self._database.read(lambda conn: tries.listed(conn, queue, message_id))
 
@@ -160,7 +175,7 @@ class SqlLedger:
         if not rows:
             return 0
         failpoint("ledger.mark.before")
-        marked = await self._database.write(lambda conn: completions.mark_published(conn, rows))
+        marked = await self._database.write(lambda conn: completions.mark_published(conn, rows, self._trail))
         failpoint("ledger.mark.after")
         return marked
 
@@ -191,20 +206,31 @@ class SqlLedger:
                 return
             after = page[-1].resource_id
 
+    async def search(self, search: Search) -> AsyncIterator[Found]:
+        after: searching.After | None = None
+        while True:
+            found, after = await self._database.read(partial(searching.page, search=search, after=after))
+            for each in found:
+                yield each
+            if after is None:
+                return
+
     async def outbox(self, state: OutboxState | None = None, limit: int = 100) -> Sequence[OutboxEntry]:
         return await self._database.read(lambda conn: queries.completions(conn, state, limit))
 
     async def retry_parked(self, event_ids: Sequence[str] | None = None) -> int:
         failpoint("ledger.retry_parked.before")
         changed = await self._database.write(
-            lambda conn: completions.retry_parked(conn, event_ids, self._database.notify)
+            lambda conn: completions.retry_parked(conn, event_ids, self._database.notify, self._trail)
         )
         failpoint("ledger.retry_parked.after")
         return changed
 
     async def replay(self, bid: str) -> OutboxState | None:
         failpoint("ledger.replay.before")
-        before = await self._database.write(lambda conn: completions.replay(conn, bid, self._database.notify))
+        before = await self._database.write(
+            lambda conn: completions.replay(conn, bid, self._database.notify, self._trail)
+        )
         failpoint("ledger.replay.after")
         return before
 
@@ -213,13 +239,13 @@ class SqlLedger:
 
     async def mark_unstaged(self, seen: Mapping[str, int]) -> None:
         failpoint("ledger.mark_unstaged.before")
-        await self._database.write(lambda conn: retention.mark_unstaged(conn, seen))
+        await self._database.write(lambda conn: retention.mark_unstaged(conn, seen, self._trail))
         failpoint("ledger.mark_unstaged.after")
 
     async def retire(self, age: float, limit: int, *, unstaged_only: bool = False) -> Retired:
         failpoint("ledger.retire.before")
         retired = await self._database.write(
-            lambda conn: retention.retire(conn, _ms(age), limit, unstaged_only=unstaged_only)
+            lambda conn: retention.retire(conn, _ms(age), limit, self._trail, unstaged_only=unstaged_only)
         )
         failpoint("ledger.retire.after")
         return retired
@@ -233,6 +259,41 @@ class SqlLedger:
         )
         failpoint("ledger.forget_attempts.after")
         return forgotten
+
+    async def audit(self, records: Sequence[AuditRecord]) -> None:
+        if not self._trail.kept:
+            return
+        failpoint("ledger.audit.before")
+        clean = [auditing.storable_record(record) for record in records]
+        await self._database.write(lambda conn: self._trail.append(conn, clean))
+        failpoint("ledger.audit.after")
+
+    async def audit_span(self) -> AuditSpan:
+        span, writing = await self._database.read(auditing.span)
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while writing:
+            if time.monotonic() > deadline:
+                raise LedgerBusy(
+                    f"a transaction has been writing to the audit trail for {_SETTLE_SECONDS:g} seconds; "
+                    "try again when it has ended"
+                )
+            await asyncio.sleep(_SETTLE_PAUSE)
+            # A later transaction adds rows with higher ids only.
+            writing &= await self._database.read(auditing.writers)
+        return span
+
+    async def audit_trail(self, query: AuditQuery) -> AsyncIterator[AuditRow]:
+        after: int | None = query.after
+        while after is not None:
+            rows, after = await self._database.read(partial(auditing.page, query=query, after=after))
+            for row in rows:
+                yield row
+
+    async def trim_audit(self, age: float, limit: int) -> int:
+        failpoint("ledger.trim_audit.before")
+        trimmed = await self._database.write(lambda conn: auditing.trim(conn, _ms(age), limit))
+        failpoint("ledger.trim_audit.after")
+        return trimmed
 
     async def probe(self) -> None:
         statement = update(probe).where(probe.c.id == 1).values(at=now_ms())
@@ -283,7 +344,7 @@ class SqlLedger:
         held = select(bundles.c.bid).where(bundles.c.bid == entry.bid).with_for_update()
         if conn.execute(held).one_or_none() is None:
             raise LedgerUnavailable("the bundle was retired at this moment; its message begins it anew")
-        self._recorder.lay(conn, [entry])
+        self._recorder.lay(conn, entry)
         of_transfers.note(conn, self._insert_into, [(entry, transfer) for transfer in transfers])
 
     async def _begin_all(self, keys: Sequence[tuple[str, str]]) -> Sequence[int | BaseException]:

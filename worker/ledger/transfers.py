@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, select
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select
 
 from worker.ledger.base import BundleTransfer, Entry, StoredObject, Transfer
-from worker.ledger.schema import messages, now_ms, objects, transfers
+from worker.ledger.schema import messages, now_ms, objects, resources, transfers
 from worker.ledger.tries import storable
 
 Insert = Callable[..., Any]
@@ -38,9 +38,43 @@ def of_bundle(conn: Connection, bid: str) -> Sequence[BundleTransfer]:
 
 def missing(conn: Connection, bids: Iterable[str]) -> Mapping[str, Mapping[str, int]]:
     """How many payloads each target of those bundles is still without: by bid, then by target; nothing where none is."""
+    return _counted(conn, bids, is_missing())
+
+
+def owed(conn: Connection, bids: Iterable[str]) -> Mapping[str, Mapping[str, int]]:
+    """As `missing`, of the resources those bundles consist of: neither late ones nor those that are not recorded."""
+    return _counted(conn, bids, and_(_lacking(), _recorded(resources.c.late.is_(False))))
+
+
+def is_missing() -> ColumnElement[bool]:
+    """Of a row of `transfers`: its target has not got the payload by another message either, nor by a try that ran beside it.
+
+    Once the resource is recorded only an object says that its target has it: a note that came beside the record does not.
+    """
+    return and_(_lacking(), or_(transfers.c.state == "missing", _recorded()))
+
+
+def _lacking() -> ColumnElement[bool]:
+    return ~exists().where(
+        objects.c.bid == transfers.c.bid,
+        objects.c.resource_id == transfers.c.resource_id,
+        objects.c.target == transfers.c.target,
+    )
+
+
+def _recorded(*such: ColumnElement[bool]) -> ColumnElement[bool]:
+    return exists().where(
+        resources.c.bid == transfers.c.bid, resources.c.resource_id == transfers.c.resource_id, *such
+    )
+
+
+def _counted(
+    conn: Connection, bids: Iterable[str], which: ColumnElement[bool]
+) -> Mapping[str, Mapping[str, int]]:
+    # Several messages may stand for one resource.
     statement = (
-        select(transfers.c.bid, transfers.c.target, func.count())
-        .where(transfers.c.bid.in_(list(bids)), is_missing())
+        select(transfers.c.bid, transfers.c.target, func.count(transfers.c.resource_id.distinct()))
+        .where(transfers.c.bid.in_(list(bids)), which)
         .group_by(transfers.c.bid, transfers.c.target)
     )
     counted: dict[str, dict[str, int]] = defaultdict(dict)
@@ -49,25 +83,23 @@ def missing(conn: Connection, bids: Iterable[str]) -> Mapping[str, Mapping[str, 
     return counted
 
 
-def is_missing() -> ColumnElement[bool]:
-    """Of a row of `transfers`: its target has not got the payload by another message either, nor by a try that ran beside it."""
-    return and_(
-        transfers.c.state == "missing",
-        ~exists().where(
-            objects.c.bid == transfers.c.bid,
-            objects.c.resource_id == transfers.c.resource_id,
-            objects.c.target == transfers.c.target,
-        ),
-    )
+def unsettled(conn: Connection, ids: Sequence[str]) -> set[str]:
+    """Which of these messages have rows."""
+    noted = select(transfers.c.message_id).where(transfers.c.message_id.in_(ids)).distinct()
+    return set(conn.execute(noted).scalars())
 
 
 def note(conn: Connection, insert: Insert, notes: Iterable[tuple[Entry, Transfer]]) -> None:
     """Write down what became of the messages' payloads. What a target has, it has, whatever a later try says."""
-    # In one order everywhere: two tries at one message cannot deadlock. The last word about a target counts.
-    latest = {(entry.message_id, transfer.target): (entry, transfer) for entry, transfer in notes}
+    latest: dict[tuple[str, str], tuple[Entry, Transfer]] = {}
+    for entry, transfer in notes:
+        key = entry.message_id, transfer.target
+        if key not in latest or latest[key][1].stored is None:
+            latest[key] = entry, transfer
     if not latest:
         return
     now = conn.execute(select(now_ms())).scalar_one()
+    # In one order everywhere: two tries at one message cannot deadlock.
     values = [_row(*latest[key], now) for key in sorted(latest)]
     statement = insert(transfers)
     statement = statement.on_conflict_do_update(

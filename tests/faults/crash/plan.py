@@ -46,6 +46,7 @@ ELSEWHERE = {
     "module.*": "as azure; tests/conformance/test_module_backend.py",
     "objects.*": "an operator's command; tests/e2e/test_object_commands.py",
     "postgres.*": "as azure; tests/conformance/test_postgres_backend.py",
+    "provision.*": "no worker passes it; tests/e2e/test_provision.py",
     "sftp.*": "as azure; tests/conformance/test_sftp_backend.py",
     "ledger.probe.*": "takes an outage of the ledger; tests/faults/test_outages.py",
 }
