@@ -11,15 +11,16 @@ import re
 import secrets
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from azure.core import MatchConditions
 from azure.storage.blob import BlobBlock, ContentSettings
 
 from backends.azure_container import Container
 from backends.azure_metadata import DISCARDED
+from backends.cancellation import to_the_end
 from backends.errors import Conflict, NotFound, StorageError
 from backends.failpoints import failpoint
 
@@ -33,7 +34,8 @@ _WORTH_A_THREAD = 128 << 10
 _GRACE_SECONDS = 5.0
 """What blocks under way get when their write has failed: on a working connection they need far less."""
 
-Result = TypeVar("Result")
+_DROP_SECONDS = 15.0
+"""For what nobody sees and what a sweep or the service removes, a drain does not wait longer."""
 
 _ID = re.compile(r"(?P<milliseconds>\d{14})-(?P<attempt>[0-9a-f]{16})-\d{5}")
 
@@ -200,12 +202,15 @@ class BlockUpload:
 
     async def _drop(self, cause: BaseException) -> None:
         """Drop the blocks, unless another write to the same key has some there too: they cannot be dropped apart."""
-        if isinstance(cause, Conflict):
+        if self.committing and isinstance(cause, Conflict):
             return
         try:
-            await discard(self._container, self._key, self._all_ours)
+            async with asyncio.timeout(_DROP_SECONDS):
+                await discard(self._container, self._key, self._all_ours)
         except StorageError as exc:
             cause.add_note(f"{exc}; a sweep has to remove its blocks")
+        except TimeoutError:
+            cause.add_note(f"not dropped within {_DROP_SECONDS:g} s; a sweep has to remove its blocks")
 
     def _all_ours(self, names: Sequence[str]) -> bool:
         return all((found := _ID.fullmatch(name)) and found["attempt"] == self._attempt for name in names)
@@ -250,9 +255,8 @@ async def _first_of(flying: "dict[asyncio.Task[None], int]") -> None:
     """Wait for at least one block, take those that are done off the list. Raises what a block raised."""
     done, _ = await asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
-        del flying[task]
-    for task in done:
         task.result()
+        del flying[task]
 
 
 async def _ended(flying: "dict[asyncio.Task[None], int]") -> None:
@@ -262,18 +266,3 @@ async def _ended(flying: "dict[asyncio.Task[None], int]") -> None:
     for task in flying:
         task.cancel()
     await asyncio.gather(*flying, return_exceptions=True)
-
-
-async def to_the_end(work: Awaitable[Result]) -> Result:
-    """Await `work` whole, though the caller is cancelled meanwhile; the cancellation is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result

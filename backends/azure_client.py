@@ -35,7 +35,7 @@ class AzureOptions(BackendOptions):
     )
     account_url: str | None = Field(
         default=None,
-        pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$",
+        pattern=r"^https?://[^\s/@?#]+(/[^\s?#]*)?$",
         description="URL of the blob endpoint instead of `account`: another cloud, a private endpoint, an emulator.",
     )
     connection_string: SecretStr | None = Field(
@@ -135,15 +135,16 @@ def service_for(options: AzureOptions) -> tuple[BlobServiceClient, AsyncTokenCre
     Raises `ValueError` for a connection string or key that cannot be read.
     """
     transport: dict[str, Any] = {
-        "connection_timeout": options.connect_timeout,
-        "read_timeout": options.read_timeout,
         "retry_policy": ExponentialRetry(
             initial_backoff=1, increment_base=2, random_jitter_range=1, retry_total=options.retries
         ),
         "max_single_put_size": options.block_size,
         "max_single_get_size": READ_SIZE,
         "max_chunk_get_size": READ_SIZE,
-        "transport": _Transport(),
+        # The client hands its own timeouts only to a transport that it has made itself.
+        "transport": _Transport(
+            connection_timeout=options.connect_timeout, read_timeout=options.read_timeout
+        ),
     }
     if options.connection_string is not None:
         text = options.connection_string.get_secret_value()

@@ -73,13 +73,13 @@ class Container:
         """Those of the listing that are objects, in the order of their keys.
 
         The service may order by UTF-16, where characters beyond U+FFFF come before U+E000: keys with such a character are
-        held back until their turn by code point has come.
+        held back until their turn by code point has come. In the prefix, which all have, it does no harm.
         """
         held: list[tuple[str, BlobProperties]] = []
         async for found in self.listing(prefix, "metadata", "copy"):
             if not is_object(found):
                 continue
-            if any(character > "\uffff" for character in found.name):
+            if any(character > "\uffff" for character in found.name[len(prefix) :]):
                 heapq.heappush(held, (found.name, found))
                 continue
             while held and held[0][0] < found.name:

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from azure.core import MatchConditions
 from azure.storage.blob import BlobProperties, ContentSettings
 
-from backends.azure_blocks import to_the_end
 from backends.azure_container import Container
 from backends.azure_metadata import content_md5
+from backends.cancellation import to_the_end
 from backends.errors import Conflict, IntegrityError, NotFound, StorageError, Unavailable
 from backends.failpoints import failpoint
 

@@ -7,12 +7,12 @@ https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-cont
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from azure.storage.blob import BlobProperties, ContentSettings
 
 from backends.base import Attributes
-from backends.s3_metadata import encode_metadata
+from backends.header_metadata import encode_content_type, encode_metadata
 
 DIGEST = "transload_digest"
 """The name under which every blob carries the SHA-256 and the MD5 of its bytes, in hex, with a dot between."""
@@ -26,8 +26,6 @@ DISCARDED = "application/x-transload-discarded"
 METADATA_LIMIT = 8192 - len(DIGEST) - 64 - 1 - 32
 """Bytes of all other names and values."""
 
-_CONTENT_TYPE_SAFE = "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~ %"
-
 
 def metadata_for(attributes: Attributes, sha256: str, md5: bytes) -> dict[str, str]:
     """The metadata of a blob with this content: what the caller wants kept, cut to the limit, and the digest."""
@@ -37,7 +35,10 @@ def metadata_for(attributes: Attributes, sha256: str, md5: bytes) -> dict[str, s
 
 def settings_for(attributes: Attributes, md5: bytes) -> ContentSettings:
     """Content type and Content-MD5."""
-    kind = quote(attributes.content_type, safe=_CONTENT_TYPE_SAFE) if attributes.content_type else None
+    kind = encode_content_type(attributes.content_type) if attributes.content_type else None
+    if kind is not None and kind.strip().lower() == DISCARDED:
+        # Whoever serves the resource chooses its type, and by this one the object would be cleared away.
+        kind = None
     return ContentSettings(content_type=kind, content_md5=bytearray(md5))
 
 
@@ -74,7 +75,7 @@ def is_object(blob: BlobProperties) -> bool:
 
 def is_discarded(blob: BlobProperties) -> bool:
     """Whether it is the empty blob of a sweep."""
-    return blob.content_settings.content_type == DISCARDED
+    return blob.size == 0 and blob.content_settings.content_type == DISCARDED
 
 
 def _encode_name(name: str) -> str:

@@ -45,6 +45,7 @@ from backends.gcs_resources import (
     Crc32c,
     check_gcs_key,
     crc32c_in,
+    described,
     digest_of,
     resource_of,
     stat_of,
@@ -149,7 +150,7 @@ class GcsBackend:
         except (Conflict, NotFound, Unavailable) as exc:
             # Taken meanwhile, or an answer that got lost: what lies there now decides.
             if not upload.completing:
-                raise _retryable(exc) from exc.__cause__
+                raise
             return await self._same(key, source, exc)
         await self.bucket.prove(made, source.crc32c, doing)
         await self.bucket.note(key, made, source.sha256, doing)
@@ -175,11 +176,12 @@ class GcsBackend:
         """A request per 1,000 objects, with content type and metadata."""
         fields = "nextPageToken,items(name,size,generation,contentType,metadata)"
         more: dict[str, str] = {}
+        doing = f"list {self.location}{prefix}"
         while True:
             url = self.bucket.url("o", prefix=prefix, maxResults=_PAGE, fields=fields, **more)
-            page = await self._client.json("GET", url, f"list {self.location}{prefix}")
+            page = await self._client.json("GET", url, doing)
             for found in page.get("items", ()):
-                yield stat_of(found)
+                yield stat_of(described(found, doing))
             if not page.get("nextPageToken"):
                 return
             more = {"pageToken": page["nextPageToken"]}

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from backends.errors import Conflict, IntegrityError, NotFound, StorageError
+from backends.errors import Conflict, IntegrityError, NotFound, StorageError, Unavailable
 from backends.failpoints import failpoint
 from backends.gcs_client import JSON, GcsClient
 from backends.gcs_errors import translated
-from backends.gcs_resources import DIGEST, digest_of
+from backends.gcs_resources import DIGEST, described, digest_of
 
 Resource = Mapping[str, Any]
 """An object as GCS describes it."""
@@ -34,8 +34,9 @@ class GcsBucket:
 
     async def look(self, key: str) -> Resource | None:
         """The object, None when there is none."""
+        doing = f"look up {self.location}{key}"
         try:
-            return await self.client.json("GET", self.url("o", key), f"look up {self.location}{key}")
+            return described(await self.client.json("GET", self.url("o", key), doing), doing)
         except NotFound:
             return None
 
@@ -98,7 +99,8 @@ class GcsBucket:
                 failpoint("gcs.rewrite.before")
                 answer = await self.client.json("POST", url, doing, resource)
                 failpoint("gcs.rewrite.after")
-            if answer["done"]:
-                made: Resource = answer["resource"]
-                return made
+            if answer.get("done"):
+                return described(answer.get("resource"), doing)
+            if not answer.get("rewriteToken"):
+                raise Unavailable(f"GCS could not {doing}: it neither ends nor goes on")
             more = {"rewriteToken": answer["rewriteToken"]}

@@ -6,7 +6,7 @@ Used by backends/gcs*.py only. https://cloud.google.com/storage/docs/json_api sa
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from types import MappingProxyType
@@ -37,9 +37,13 @@ class Answer:
     headers: Mapping[str, str]
     body: bytes
 
-    def json(self) -> dict[str, Any]:
-        """The body, empty where there is none. Raises `ValueError` when it is something else."""
-        document: dict[str, Any] = json.loads(self.body) if self.body else {}
+    def json(self, doing: str) -> dict[str, Any]:
+        """The body's document, empty where there is none. Raises `Unavailable` when it is something else: a proxy's page."""
+        document: object = None
+        with suppress(ValueError, RecursionError):
+            document = json.loads(self.body) if self.body else {}
+        if not isinstance(document, dict):
+            raise Unavailable(f"GCS could not {doing}: HTTP {self.status} without a JSON document")
         return document
 
 
@@ -53,7 +57,7 @@ class GcsClient:
         self._base = options.endpoint_url.rstrip("/")
         self._project = options.project
         self._tokens = tokens
-        self._timeout = options.timeout
+        self._timeout = options.request_timeout
         self._attempts = options.retries + 1
         self._session = ClientSession(
             # Bounded by what its callers do at once, which is the worker's to say.
@@ -92,7 +96,7 @@ class GcsClient:
     async def once(
         self, method: str, url: str, doing: str, body: bytes = b"", headers: Mapping[str, str] = NONE
     ) -> Answer:
-        """One request and its whole answer within `timeout`."""
+        """One request and its whole answer within `request_timeout`."""
         with translated(doing):
             async with asyncio.timeout(self._timeout):
                 response = await self._send(method, url, {"Accept-Encoding": "identity", **headers}, body)
@@ -108,15 +112,13 @@ class GcsClient:
     ) -> dict[str, Any]:
         """`call` with a JSON document, for the JSON that is answered."""
         body = b"" if document is None else json.dumps(document).encode()
-        answer = await self.call(method, url, doing, body, JSON)
-        with translated(doing):
-            return answer.json()
+        return (await self.call(method, url, doing, body, JSON)).json(doing)
 
     @asynccontextmanager
     async def media(
         self, url: str, doing: str
     ) -> AsyncIterator[tuple[Mapping[str, str], AsyncGenerator[bytes, None]]]:
-        """The headers of an answer, and its body in chunks of `CHUNK_SIZE`, each within `timeout`."""
+        """The headers of an answer, and its body in chunks of `CHUNK_SIZE`, each within `request_timeout`."""
         async for attempt in self.attempts():
             with attempt:
                 response = await self._begin(url, doing)

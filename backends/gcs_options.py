@@ -38,7 +38,7 @@ class GcsOptions(BackendOptions):
     anonymous: bool = Field(default=False, description="Send no credentials: emulators, public buckets.")
     endpoint_url: str = Field(
         default="https://storage.googleapis.com",
-        pattern=r"^https?://[^\s/]+/?$",
+        pattern=r"^https?://[^\s/@?#]+/?$",
         description="URL of an emulator, or a private endpoint.",
     )
     chunk_size: int = Field(
@@ -48,7 +48,7 @@ class GcsOptions(BackendOptions):
         description="Bytes of a chunk, a multiple of 256 KiB; smaller objects are one request. A write needs about twice this in memory.",
     )
     connect_timeout: float = Field(default=5.0, gt=0, description="Seconds to connect.")
-    timeout: float = Field(
+    request_timeout: float = Field(
         default=60.0,
         gt=0,
         description="Seconds for one request, with up to a chunk in its body, and for each mebibyte of a read.",

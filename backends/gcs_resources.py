@@ -4,21 +4,22 @@ https://cloud.google.com/storage/docs/json_api/v1/objects#resource
 """
 
 import base64
-import string
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 import google_crc32c
 
 from backends.base import Attributes, ObjectStat, check_key
-from backends.errors import InvalidKey
-from backends.s3_metadata import decode_metadata, encode_metadata
+from backends.errors import InvalidKey, Unavailable
+from backends.header_metadata import decode_metadata, encode_content_type, encode_metadata
 
 DIGEST = "transload-sha256"
 """Name of the metadata entry that holds the SHA-256 of what this adapter wrote: GCS computes none, and a copy has to be proven."""
 
-_METADATA_LIMIT = (8 << 10) - len(DIGEST) - 64
+_ESCAPED = f"%{ord(DIGEST[0]):02x}{DIGEST[1:]}"
+"""What a caller's entry of that name is called."""
+
+_METADATA_LIMIT = (8 << 10) - len(DIGEST) - 64 - (len(_ESCAPED) - len(DIGEST))
 """Bytes of all names and values, less that entry: https://cloud.google.com/storage/quotas#objects."""
 _RESERVED = ".well-known/acme-challenge/"
 
@@ -38,10 +39,22 @@ def resource_of(key: str, attributes: Attributes, sha256: str | None = None) -> 
     Names and values of metadata are percent-encoded UTF-8 where they are not ASCII, as they become headers of a download.
     """
     metadata = encode_metadata(attributes.metadata, _METADATA_LIMIT)
+    if DIGEST in metadata:
+        metadata[_ESCAPED] = metadata.pop(DIGEST)
     named = {"name": key, "metadata": {**metadata, **({DIGEST: sha256} if sha256 else {})}}
     if attributes.content_type:
-        named["contentType"] = quote(attributes.content_type, safe=string.punctuation + " ")
+        named["contentType"] = encode_content_type(attributes.content_type)
     return named
+
+
+def described(document: object, doing: str) -> dict[str, Any]:
+    """The document, if it describes an object. Raises `Unavailable` otherwise: a success without one is none."""
+    if isinstance(document, dict):
+        name, size, metadata = (document.get(each) for each in ("name", "size", "metadata"))
+        whole = isinstance(name, str) and str(size).isdecimal() and document.get("generation")
+        if whole and isinstance(metadata, dict | None):
+            return document
+    raise Unavailable(f"GCS could not {doing}: the answer describes no object")
 
 
 def stat_of(resource: Mapping[str, Any]) -> ObjectStat:

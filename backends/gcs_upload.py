@@ -10,16 +10,16 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
-from backends.errors import IntegrityError, NotFound, StorageError, Unavailable
+from backends.cancellation import to_the_end
+from backends.errors import Conflict, IntegrityError, NotFound, StorageError, Unavailable
 from backends.failpoints import failpoint
 from backends.gcs_client import JSON, Answer, GcsClient
 from backends.gcs_errors import RESUME, translated
-from backends.gcs_resources import Crc32c
-
-Result = TypeVar("Result")
+from backends.gcs_resources import Crc32c, described
 
 _CANCEL_SECONDS = 5.0
 """For what nobody sees and what ends by itself, a drain does not wait."""
@@ -109,7 +109,7 @@ async def put(
             "POST", url, doing, message, {"Content-Type": f"multipart/related; boundary={boundary}"}
         )
         failpoint("gcs.put.after")
-        return answer.json()
+    return described(answer.json(doing), doing)
 
 
 class ResumableUpload:
@@ -148,7 +148,7 @@ class ResumableUpload:
         name = self._resource["name"]
         query: dict[str, str | int] = {"uploadType": "resumable", "name": name, "ifGenerationMatch": 0}
         url = self._client.url("upload/storage/v1", "b", self._bucket, "o", **query)
-        with translated(self._doing):
+        with _anew(), translated(self._doing):
             failpoint("gcs.create.before")
             answer = await self._client.call(
                 "POST", url, self._doing, json.dumps(self._resource).encode(), JSON
@@ -159,7 +159,7 @@ class ResumableUpload:
         return answer.headers["Location"]
 
     async def _chunk(self, session: str, chunk: bytes) -> None:
-        with translated(self._doing):
+        with _anew(), translated(self._doing):
             failpoint("gcs.chunk.before")
             await self._send(session, chunk, None, {})
             failpoint("gcs.chunk.after")
@@ -170,7 +170,7 @@ class ResumableUpload:
             failpoint("gcs.commit.before")
             answer = await self._send(session, chunk, source.size, {"x-goog-hash": f"crc32c={source.crc32c}"})
             failpoint("gcs.commit.after")
-            return answer.json()
+        return described(answer.json(self._doing), self._doing)
 
     async def _send(
         self, session: str, chunk: bytes, total: int | None, headers: Mapping[str, str]
@@ -234,16 +234,10 @@ class ResumableUpload:
             cause.add_note(f"{exc}; the session, which nobody sees, goes away by itself after a week")
 
 
-async def to_the_end(work: Awaitable[Result]) -> Result:
-    """Await `work` whole, though the caller is cancelled meanwhile; the cancellation is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result
+@contextmanager
+def _anew() -> Iterator[None]:
+    """A refusal that does not concern the last chunk says nothing yet of what lies there: the next attempt looks."""
+    try:
+        yield
+    except (Conflict, NotFound) as exc:
+        raise Unavailable(f"{exc}; the upload has to begin anew") from exc

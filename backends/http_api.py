@@ -358,4 +358,5 @@ def _checked(options: BackendOptions) -> HttpOptions:
 
 
 def _etag(value: str | None) -> str | None:
-    return value.removeprefix("W/").strip('"') if value else None
+    """A weak one does not promise equal bytes (RFC 9110, section 8.8.1), so it is none."""
+    return value.strip('"') if value and not value.startswith("W/") else None

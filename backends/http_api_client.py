@@ -223,13 +223,21 @@ class HttpClient:
 
 
 class _Body:
-    """What is handed on, as the HTTP library wants it: iterated once, to the None at its end."""
+    """What is handed on, as the HTTP library wants it: iterated once, to the None at its end.
+
+    A second time there would be a rest only, and its end would look like that of the whole. aiohttp before 3.14.4 asks for it
+    when it repeats a PUT (https://github.com/aio-libs/aiohttp/pull/13330).
+    """
 
     def __init__(self, handed: "asyncio.Queue[memoryview | None]") -> None:
         self._handed = handed
+        self._begun = False
         self.complete = False
 
     async def __aiter__(self) -> AsyncGenerator[memoryview, None]:
+        if self._begun:
+            raise ConnectionResetError("a stream is not sent twice")
+        self._begun = True
         while (piece := await self._handed.get()) is not None:
             yield piece
         self.complete = True
@@ -251,7 +259,7 @@ def retry_after(value: str) -> float | None:
         return float(value)
     try:
         when = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 

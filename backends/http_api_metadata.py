@@ -1,20 +1,18 @@
 """`Attributes` as headers of HTTP, and back. Used by backends/http_api.py only."""
 
 from collections.abc import Mapping
-from urllib.parse import quote
 
 from backends.base import Attributes
-from backends.s3_metadata import decode_metadata, encode_metadata
+from backends.header_metadata import decode_metadata, encode_content_type, encode_metadata
 
-_TYPE_SAFE = "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~ %"
 METADATA_LIMIT = 4096
 """Bytes of all names and values: with the other headers they fit the 8 KiB that servers commonly take."""
 
 
 def headers_for(attributes: Attributes, prefix: str | None) -> dict[str, str]:
-    """The content type, and the metadata where there is a `prefix` for it: escaped as for S3, which travels by headers too."""
+    """The content type, and the metadata where there is a `prefix` for it."""
     content_type = attributes.content_type
-    named = {"Content-Type": quote(content_type, safe=_TYPE_SAFE)} if content_type else {}
+    named = {"Content-Type": encode_content_type(content_type)} if content_type else {}
     if prefix is None:
         return named
     encoded = encode_metadata(attributes.metadata, METADATA_LIMIT)

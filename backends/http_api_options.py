@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from string import Formatter
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
@@ -107,6 +108,13 @@ class HttpOptions(BackendOptions):
     max_connections: int = Field(default=64, ge=1, description="Connections; a request waits for one.")
     ca_file: Path | None = Field(default=None, description="Certificates to trust instead of the system's.")
     verify_tls: bool = Field(default=True, description="Check the API's certificate. Leave it on.")
+
+    @field_validator("base_url")
+    @classmethod
+    def _url_with_a_port(cls, url: str) -> str:
+        # Looked at, it raises for a host or a port that no URL can have.
+        _ = urlsplit(url).port
+        return url
 
     @field_validator("headers")
     @classmethod

@@ -165,6 +165,8 @@ class S3Backend:
         try:
             answer = await upload.run(parts)
         except StorageError as exc:
+            if isinstance(content, Source) and exc is content.error:
+                raise
             # Taken already, or an answer that got lost: what lies there now decides.
             there = await self._compare(key, content) if upload.completing else None
             if there is None:

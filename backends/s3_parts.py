@@ -40,6 +40,8 @@ class Source:
         self._exhausted = False
         self._digest = hashlib.sha256()
         self.size = 0
+        self.error: Exception | None = None
+        """What the stream raised: no fault of the store."""
 
     async def take(self, length: int) -> bytes:
         """The next `length` bytes, fewer at the end of the stream, none after it. Raises what the stream raises."""
@@ -67,6 +69,9 @@ class Source:
                 chunk = await anext(self._chunks)
             except StopAsyncIteration:
                 self._exhausted = True
+            except Exception as exc:
+                self.error = exc
+                raise
             else:
                 self._digest.update(chunk)
                 self.size += len(chunk)

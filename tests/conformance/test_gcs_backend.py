@@ -84,6 +84,7 @@ UNPROVABLE: Mapping[str, str] = MappingProxyType(
             "test_identical_writers_at_once_all_succeed",
             "test_of_different_writers_at_once_one_wins",
             "test_the_same_copy_again_is_not_created",
+            "test_copies_at_once_are_one",
             "test_case_60_a_copy_onto_other_content_is_a_conflict",
         ],
         "the emulator ignores ifGenerationMatch and overwrites",
@@ -179,6 +180,7 @@ def test_the_checksum_of_a_download_is_found(headers: dict[str, str], found: str
         {"credentials_json": "{}", "credentials_file": "key.json"},
         {"bucket": "Upper"},
         {"endpoint_url": "ftp://store"},
+        {"endpoint_url": "http://user:secret@store"},
         {"bukket": "b"},
     ],
     ids=str,
@@ -317,6 +319,20 @@ async def test_case_60_other_content_with_the_same_checksum_is_a_conflict(
     assert kept(store, "k") == old
 
 
+async def test_a_note_is_never_what_a_caller_says(strict: Strict) -> None:
+    backend, store = strict
+    store.fail_next(NOTE, "denied")
+    forged = Attributes(None, {DIGEST: sha256(OTHER)})
+    for key, data in (("large", LARGE), ("small", b"x")):
+        assert (await backend.write(key, pieces(data), forged)).created
+        stat = await backend.stat(key)
+        assert stat is not None
+        assert dict(stat.metadata) == dict(forged.metadata)
+    with pytest.raises(Unsupported, match="proven"):
+        await backend.copy_from(backend, "large", "copy", NOTHING, Promise())
+    assert store.objects["small"].resource["metadata"][DIGEST] == sha256(b"x")
+
+
 async def test_a_note_that_differs_is_checked_against_the_bytes(strict: Strict) -> None:
     backend, store = strict
     await backend.write("k", single(b"data"), NOTHING)
@@ -379,6 +395,59 @@ async def test_a_session_that_is_gone_starts_over_with_the_next_delivery(strict:
     assert_nothing(store)
     assert (await backend.write("k", pieces(LARGE), NOTHING)).created
     assert len(lines(store, BEGIN)) == 2
+
+
+@pytest.mark.parametrize(
+    "broke", [NotFound("staging"), Conflict("staging"), Unavailable("staging")], ids=repr
+)
+async def test_what_the_source_raises_comes_out_as_it_is(strict: Strict, broke: StorageError) -> None:
+    backend, store = strict
+
+    async def breaking() -> AsyncIterator[bytes]:
+        yield LARGE
+        raise broke
+
+    with pytest.raises(StorageError) as raised:
+        await backend.write("k", breaking(), NOTHING)
+    assert raised.value is broke
+    assert_nothing(store)
+
+
+@pytest.mark.parametrize("body", [b"<Error/>", b"", b"[]", b"[" * 100_000, b'{"kind": "storage#object"}'])
+@pytest.mark.parametrize("call", ["write", "upload", "stat", "list", "copy"])
+async def test_case_62_a_success_without_its_document_is_none(call: str, body: bytes) -> None:
+    async with strict_backend() as (backend, store):
+        await backend.write("there", single(b"x"), NOTHING)
+        answers = {
+            "write": INSERT,
+            "upload": f"{LAST}|{LOOK}",
+            "stat": LOOK,
+            "list": "prefix=",
+            "copy": REWRITE,
+        }
+        store.fail_next(answers[call], "no document", times=3)
+        store.document = (
+            b'{"items": [{}]}' if call == "list" and body in {b"", b'{"kind": "storage#object"}'} else body
+        )
+        calls: dict[str, Callable[[], Any]] = {
+            "write": lambda: backend.write("k", single(b"x"), NOTHING),
+            "upload": lambda: backend.write("k", pieces(LARGE), NOTHING),
+            "stat": lambda: backend.stat("k"),
+            "list": lambda: anext(aiter(backend.list())),
+            "copy": lambda: backend.copy_from(backend, "there", "k", NOTHING, Promise()),
+        }
+        with pytest.raises(Unavailable):
+            await calls[call]()
+
+
+@pytest.mark.parametrize("moment", [BEGIN, FIRST], ids=["begin", "first chunk"])
+async def test_a_refusal_before_the_last_chunk_is_worth_another_try(strict: Strict, moment: str) -> None:
+    backend, store = strict
+    store.fail_next(moment, "taken")
+    with pytest.raises(Unavailable, match=r"412.*anew"):
+        await backend.write("k", pieces(LARGE), NOTHING)
+    assert_nothing(store)
+    assert (await backend.write("k", pieces(LARGE), NOTHING)).created
 
 
 @pytest.mark.parametrize("fault", ["unavailable", "partial", "lost reply"])
@@ -454,7 +523,7 @@ async def test_case_64_silence_and_trickles_end_at_a_deadline(toxic: str, call: 
         host, _, port = store.url.removeprefix("http://").partition(":")
         async with (
             Proxy.to(host, int(port)) as proxy,
-            gcs_backend(f"http://{host}:{proxy.port}", timeout=0.3, retries=1) as backend,
+            gcs_backend(f"http://{host}:{proxy.port}", request_timeout=0.3, retries=1) as backend,
         ):
             await backend.write("there", single(LARGE[:CHUNK_SIZE]), NOTHING)
             if toxic == "black hole":
@@ -478,7 +547,7 @@ async def test_case_64_a_read_that_dries_up_ends_at_a_deadline() -> None:
         host, _, port = store.url.removeprefix("http://").partition(":")
         async with (
             Proxy.to(host, int(port)) as proxy,
-            gcs_backend(f"http://{host}:{proxy.port}", timeout=0.5) as backend,
+            gcs_backend(f"http://{host}:{proxy.port}", request_timeout=0.5) as backend,
         ):
             data = some_bytes(40 << 20)
             await backend.write("k", pieces(data), NOTHING)
@@ -494,7 +563,7 @@ async def test_case_64_a_read_that_dries_up_ends_at_a_deadline() -> None:
 
 async def test_case_64_a_slow_reader_is_no_failure() -> None:
     data = some_bytes(12 << 20)
-    async with strict_backend(timeout=0.3) as (backend, _):
+    async with strict_backend(request_timeout=0.3) as (backend, _):
         await backend.write("k", pieces(data), NOTHING)
         async with backend.open("k") as chunks:
             first = await anext(chunks)

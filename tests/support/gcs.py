@@ -135,7 +135,7 @@ def gcs_options(url: str, **changes: Any) -> GcsOptions:
             "endpoint_url": url,
             "anonymous": True,
             "chunk_size": CHUNK,
-            "timeout": 20.0,
+            "request_timeout": 20.0,
             **changes,
         }
     )

@@ -36,17 +36,20 @@ Fault = Literal[
     "gone",
     "hold",
     "lost reply",
+    "no document",
     "partial",
     "rot",
+    "taken",
     "throttled",
     "too many requests",
     "unavailable",
 ]
 """`corrupt`: a bit of the body flips on the way in, `rot`: on the way out. `cut`: the answer's body ends half way. `gone`: the
 upload session is lost, 410. `hold`: the request waits until `released` is set. `lost reply`: it is carried out, the
-connection breaks. `partial`: of a chunk only the first 256 KiB are kept, 503. The others are refusals."""
+connection breaks. `no document`: it is not carried out, and answered with 200 and `document`. `partial`: of a chunk only the first 256 KiB are kept, 503. The others are refusals."""
 _REFUSALS: Final = {
     "denied": (403, "forbidden"),
+    "taken": (412, "conditionNotMet"),
     "throttled": (403, "rateLimitExceeded"),
     "too many requests": (429, "rateLimitExceeded"),
     "unavailable": (503, "backendError"),
@@ -108,6 +111,8 @@ class StrictGcs:
     """Bytes one rewrite call copies."""
     verifies: bool = True
     """Whether the CRC32C that comes with a last chunk is looked at. Emulators ignore it."""
+    document: bytes = b""
+    """The body of the answers that are none."""
     token: str | None = None
     """What requests have to carry, besides those for a new one; None lets everybody in."""
     issued: int = 0
@@ -163,6 +168,8 @@ class StrictGcs:
             raise Refusal(401, "authError")
         if fault in _REFUSALS:
             raise Refusal(*_REFUSALS[fault])
+        if fault == "no document":
+            return Response(body=self.document)
         if fault == "corrupt":
             request = replace(request, body=_flipped(request.body))
         return self._session(request, fault) if request.path == "/session" else self._operate(request, fault)

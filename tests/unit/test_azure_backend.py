@@ -4,9 +4,10 @@ import asyncio
 import hashlib
 import random
 import re
+import socket
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import ExitStack, aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +15,12 @@ from urllib.parse import urlsplit
 import pytest
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ServiceRequestError
 from azure.identity.aio import ClientSecretCredential, DefaultAzureCredential
-from azure.storage.blob import ContainerSasPermissions, ContentSettings, generate_container_sas
+from azure.storage.blob import (
+    BlobProperties,
+    ContainerSasPermissions,
+    ContentSettings,
+    generate_container_sas,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
@@ -202,6 +208,46 @@ async def test_i6_a_block_under_way_ends_before_a_cancelled_write_drops_the_othe
     await assert_no_trace(backend, "k")
 
 
+async def test_a_cancelled_write_does_not_wait_long_for_a_silent_store(
+    fronted: Fronted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, front = fronted
+    monkeypatch.setattr("backends.azure_blocks._DROP_SECONDS", 0.2)
+    half = asyncio.Event()
+
+    async def halting() -> AsyncIterator[bytes]:
+        yield LARGE
+        half.set()
+        await asyncio.Event().wait()
+
+    front.fail_next("GET .*comp=blocklist", "hold")
+    task = asyncio.create_task(backend.write("k", halting(), NOTHING))
+    await half.wait()
+    task.cancel()
+    async with asyncio.timeout(20):
+        with pytest.raises(asyncio.CancelledError) as raised:
+            await task
+    assert any("a sweep has to remove" in note for note in raised.value.__notes__)
+    front.released.set()
+    assert await backend.sweep(0.0) == 1
+
+
+@pytest.mark.parametrize(
+    "broke", [NotFound("staging"), Conflict("staging"), Unavailable("staging")], ids=repr
+)
+async def test_i6_what_the_source_raises_comes_out_as_it_is_and_leaves_nothing(
+    backend: AzureBackend, broke: StorageError
+) -> None:
+    async def breaking() -> AsyncIterator[bytes]:
+        yield LARGE
+        raise broke
+
+    with pytest.raises(StorageError) as raised:
+        await backend.write("k", breaking(), NOTHING)
+    assert raised.value is broke
+    await assert_no_trace(backend, "k")
+
+
 async def test_i5_a_write_cancelled_while_it_commits_is_whole_or_absent(fronted: Fronted) -> None:
     backend, front = fronted
     front.fail_next(COMMIT, "hold")
@@ -383,6 +429,39 @@ async def test_case_64_a_byte_a_second_hits_the_deadline(azurite: AzuriteEndpoin
                 await read(backend, "there")
             with pytest.raises(Unavailable, match=r"within 0\.5 s"):
                 await backend.write("k", single(bytes(1000)), NOTHING)
+
+
+@pytest.mark.parametrize("direction", ["requests", "replies"])
+async def test_case_64_a_request_without_an_answer_has_a_deadline_of_its_own(
+    azurite: AzuriteEndpoint, direction: Any
+) -> None:
+    address = urlsplit(azurite.account_url)
+    assert address.hostname
+    assert address.port
+    container = await new_container(azurite)
+    async with Proxy.to(address.hostname, address.port) as proxy:
+        url = f"http://127.0.0.1:{proxy.port}{address.path}"
+        async with azure_backend(
+            azurite, container=container, account_url=url, read_timeout=0.3, retries=0
+        ) as backend:
+            proxy.black_hole(direction)
+            async with asyncio.timeout(20):
+                with pytest.raises(Unavailable, match="ServiceResponseTimeoutError"):
+                    await backend.stat("k")
+
+
+async def test_case_64_a_connection_that_does_not_come_about_has_a_deadline(azurite: AzuriteEndpoint) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as waiting:
+        # Nobody accepts: the queue of the system is full after the first one or two, and the next hear nothing.
+        for _ in range(3):
+            peer = waiting.enter_context(socket.socket())
+            peer.setblocking(False)
+            peer.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}/devstoreaccount1"
+        options = azure_options(azurite, "container", account_url=url, connect_timeout=0.3, retries=0)
+        async with asyncio.timeout(20):
+            with pytest.raises(Unavailable, match="ServiceRequestTimeoutError"):
+                await AzureBackend.connect(options)
 
 
 # Reading
@@ -582,6 +661,18 @@ async def test_what_a_killed_sweep_left_is_no_object_and_no_obstacle(backend: Az
     assert await backend.sweep(0.0) == 1
 
 
+@pytest.mark.parametrize("kind", ["application/x-transload-discarded", " Application/X-Transload-Discarded "])
+@pytest.mark.parametrize("data", [b"", b"x", LARGE], ids=["empty", "small", "large"])
+async def test_a_resource_cannot_have_itself_cleared_away(
+    backend: AzureBackend, kind: str, data: bytes
+) -> None:
+    await backend.write("k", pieces(data), Attributes(kind))
+    assert await backend.sweep(0.0) == 0
+    assert await backend.stat("k") is not None
+    assert [found.key async for found in backend.list()] == ["k"]
+    assert await read(backend, "k") == data
+
+
 async def test_blocks_stay_where_it_cannot_be_told_whether_blobs_can_be_deleted(
     azurite: AzuriteEndpoint,
 ) -> None:
@@ -652,6 +743,28 @@ async def test_keys_that_azure_would_change_are_refused(backend: AzureBackend, k
         await backend.stat(key)
 
 
+async def test_keys_below_one_prefix_are_not_held_back(
+    backend: AzureBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [f"\U0001f600/{number}" for number in range(3)]
+    for key in keys:
+        await backend.write(key, single(b"x"), NOTHING)
+    seen: list[str] = []
+    listing = backend.container.listing
+
+    async def watched(prefix: str, *include: str) -> AsyncGenerator[BlobProperties, None]:
+        async for found in listing(prefix, *include):
+            seen.append(found.name)
+            yield found
+
+    monkeypatch.setattr(backend.container, "listing", watched)
+    assert [found.key async for found in backend.list()] == keys
+    seen.clear()
+    async with aclosing(backend.container.objects("\U0001f600/")) as objects:
+        await anext(objects)
+        assert seen == keys[:1]
+
+
 # Options and errors
 
 
@@ -667,6 +780,7 @@ async def test_keys_that_azure_would_change_are_refused(backend: AzureBackend, k
         {"connection_string": "nonsense"},
         {"connection_string": "AccountName=name;AccountKey=a", "account_key": "b"},
         {"account_url": "http://127.0.0.1:10000/devstoreaccount1"},
+        {"account_url": "https://user:secret@name.blob.core.windows.net"},
         {"account": "name", "container": "Not_Allowed"},
         {"account": "name", "unknown": "x"},
     ],

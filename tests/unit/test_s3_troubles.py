@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backends.base import Attributes, Promise, single
-from backends.errors import PermissionDenied, StorageError, Unavailable
+from backends.errors import Conflict, NotFound, PermissionDenied, StorageError, Unavailable
 from backends.s3 import S3Backend
 from tests.support.localstack import LocalStackEndpoint
 from tests.support.s3 import s3_options, strict_backend
@@ -164,4 +164,20 @@ async def test_cancelled_calls_give_their_connections_back() -> None:
         async with asyncio.timeout(10):
             assert (await backend.write("new", pieces(LARGE), NOTHING)).created
         assert re.search(ABORT, "\n".join(store.requests))
+        assert store.uploads == {}
+
+
+@pytest.mark.parametrize("error", [NotFound("staging"), Conflict("of the source")])
+async def test_a_storage_error_of_the_source_in_a_later_part_is_no_fault_of_the_store(
+    error: StorageError,
+) -> None:
+    async def breaking() -> AsyncIterator[bytes]:
+        for _ in range(12):
+            yield bytes(1 << 20)
+        raise error
+
+    async with strict_backend(part_size=5 << 20) as (backend, store):
+        with pytest.raises(type(error)) as raised:
+            await backend.write("k", breaking(), Attributes())
+        assert raised.value is error
         assert store.uploads == {}
