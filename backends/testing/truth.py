@@ -42,6 +42,9 @@ class Truth:
         """Note in the test's report how it came to pass, other than by the promise being kept: see `OUTCOME`."""
         self._record(OUTCOME, outcome)
 
+    untold_metadata: Sequence[str] = ()
+    """Names of metadata out of `test_attributes_come_back` that this store changes by itself, which the test class explains."""
+
     async def abandoned(self, backend: StorageBackend, key: str) -> int:  # noqa: ARG002 - for those that override it
         """Leave behind what a writer of `key` leaves that is killed in the middle; how many leftovers that are.
 

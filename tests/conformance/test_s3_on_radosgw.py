@@ -40,6 +40,9 @@ class TestS3OnRadosgw(BackendConformance):
     huge = 256 << 20
     """Its store lies in memory."""
 
+    untold_metadata = ("Upper-Case_and.more",)
+    """radosgw makes a dash of an underscore in a name."""
+
     async def abandoned(self, backend: StorageBackend, key: str) -> int:
         assert isinstance(backend, S3Backend)
         where = {"Bucket": backend.bucket, "Key": key}
