@@ -22,6 +22,8 @@ COMMAND = (
     f"--skipApiVersionCheck && export {VARIABLE}=http://127.0.0.1:10000/devstoreaccount1"
 )
 START_SECONDS = 60.0
+INSTALL_SECONDS = 300
+AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +116,27 @@ class Azurite:
                 str(directory),
                 f"azurite@{RELEASE}",
             ]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            try:
+                done = subprocess.run(
+                    command,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=INSTALL_SECONDS,
+                    env=_trusting_as_the_machine_does(),
+                )
+            except subprocess.TimeoutExpired as exc:
+                raise NotAvailable(f"{' '.join(command)} took over {INSTALL_SECONDS} s", COMMAND) from exc
             if done.returncode:
                 raise NotAvailable(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}", COMMAND)
             stamp.touch()
         return program
+
+
+def _trusting_as_the_machine_does() -> dict[str, str]:
+    """Node has a list of authorities of its own, in which those that were added to the machine's are missing."""
+    authorities = {"NODE_EXTRA_CA_CERTS": str(AUTHORITIES)} if AUTHORITIES.exists() else {}
+    return {**authorities, **os.environ}
 
 
 def _wait(server: Server, url: str) -> str:
