@@ -11,12 +11,16 @@ from backends.wrapper import Wrapper
 
 @dataclass(slots=True)
 class Observation:
-    """One finished call. `outcome` is `ok` or the error's class, `seconds` lasts until the last byte, sizes are bytes."""
+    """One finished call. `outcome` is `ok` or the error's class, `seconds` lasts until the last byte, sizes are bytes.
+
+    `key` is that of the object where the call is about one.
+    """
 
     op: str
     outcome: str = "ok"
     seconds: float = 0.0
     size: int = 0
+    key: str = ""
 
 
 class MeasuredBackend(Wrapper):
@@ -30,7 +34,7 @@ class MeasuredBackend(Wrapper):
     @asynccontextmanager
     async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """What the reader's user raises is no failure of the read."""
-        seen = Observation("open")
+        seen = Observation("open", key=key)
         started = time.monotonic()
         try:
             async with AsyncExitStack() as stack:
@@ -42,13 +46,13 @@ class MeasuredBackend(Wrapper):
             self._observe(seen)
 
     async def write(self, key: str, chunks: AsyncIterator[bytes], attributes: Attributes) -> Receipt:
-        with self._observed("write") as seen:
+        with self._observed("write", key) as seen:
             receipt = await self.inner.write(key, chunks, attributes)
             seen.size = receipt.size
             return receipt
 
     async def stat(self, key: str) -> ObjectStat | None:
-        with self._observed("stat"):
+        with self._observed("stat", key):
             return await self.inner.stat(key)
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectStat]:
@@ -57,14 +61,16 @@ class MeasuredBackend(Wrapper):
                 yield found
 
     async def delete(self, key: str) -> bool:
-        with self._observed("delete"):
+        with self._observed("delete", key):
             return await self.inner.delete(key)
 
     async def copy_from(
         self, source: StorageBackend, source_key: str, key: str, attributes: Attributes, promise: Promise
     ) -> Receipt:
-        with self._observed("copy_from"):
-            return await self.inner.copy_from(source, source_key, key, attributes, promise)
+        with self._observed("copy_from", key) as seen:
+            receipt = await self.inner.copy_from(source, source_key, key, attributes, promise)
+            seen.size = receipt.size
+            return receipt
 
     async def sweep(self, older_than: float, prefix: str = "") -> int:
         with self._observed("sweep"):
@@ -75,8 +81,8 @@ class MeasuredBackend(Wrapper):
             await self.inner.health()
 
     @contextmanager
-    def _observed(self, op: str) -> Iterator[Observation]:
-        seen = Observation(op)
+    def _observed(self, op: str, key: str = "") -> Iterator[Observation]:
+        seen = Observation(op, key=key)
         started = time.monotonic()
         try:
             with _outcome(seen):

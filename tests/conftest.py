@@ -90,7 +90,7 @@ def hdfs(request: pytest.FixtureRequest) -> HdfsCluster:
 
 @pytest.fixture(scope="session")
 def localstack(request: pytest.FixtureRequest) -> LocalStackEndpoint:
-    """S3, SQS, SNS, KMS and STS. Names (buckets, queues) are the test's to make random: the server is shared."""
+    """S3, SQS, SNS, KMS, STS and CloudWatch. Names (buckets, queues) are the test's to make random: the server is shared."""
     return LocalStackEndpoint(_demand(request, LocalStack()).endpoint_url)
 
 

@@ -128,13 +128,17 @@ class Sender:
 
     async def run(self) -> None:
         """A round every interval until `stop`, and one more."""
-        while not self._stopping.is_set():
+        while True:
+            last = self._stopping.is_set()
             try:
                 async with _client(self._settings) as client:
                     await self._send_with(client)
+                    return
             except Exception as exc:  # noqa: BLE001 - whatever keeps metrics from being sent must not end the worker
                 self._failed(exc)
-                await self._pause()
+            if last:
+                return
+            await self._pause()
 
     async def _send_with(self, client: Any) -> None:
         while True:
@@ -266,4 +270,4 @@ def _weight(datum: Mapping[str, Any]) -> int:
     texts = len(datum["MetricName"]) + sum(
         3 * (len(each["Name"]) + len(each["Value"])) + 120 for each in datum["Dimensions"]
     )
-    return 600 + texts
+    return 500 + texts

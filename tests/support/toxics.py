@@ -188,6 +188,8 @@ class Proxy:
         task = asyncio.create_task(self._serve(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # Also where the task is cancelled before its first step.
+        task.add_done_callback(lambda _: writer.transport.abort())
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -206,8 +208,9 @@ class Proxy:
                 pumps.create_task(self._pump(link, "replies", answers, writer))
         finally:
             self._links.discard(link)
+            writer.close()
+            server.close()
             for each in (writer, server):
-                each.close()
                 with suppress(OSError):
                     await each.wait_closed()
 

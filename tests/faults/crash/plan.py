@@ -40,6 +40,8 @@ ELSEWHERE = {
     "gcs.*": "as azure; tests/conformance/test_gcs_backend.py",
     "hdfs.*": "as azure; tests/conformance/test_hdfs_backend.py",
     "http.*": "as azure; tests/conformance/test_http_backend.py",
+    "ledger.audit.*": "takes a command; tests/e2e/test_audit_command.py",
+    "ledger.trim_audit.*": "takes a trail of a day; tests/unit/test_audit.py",
     "ledger.forget_transfers.*": "takes a best-effort target; tests/faults/test_best_effort.py",
     "ledger.note_transfers.*": "takes several targets; tests/faults/test_crash_points.py",
     "ledger.settle.*": "as ledger.forget_transfers",
