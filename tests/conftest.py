@@ -1,10 +1,12 @@
 """What every test may use: the real services, started when the first test asks for one, and the table at the end."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+import structlog
 
 from tests.support.azurite import Azurite, AzuriteEndpoint
 from tests.support.gcs import Gcs, GcsEmulator
@@ -86,6 +88,21 @@ def gcs(request: pytest.FixtureRequest) -> GcsEmulator:
 def hdfs(request: pytest.FixtureRequest) -> HdfsCluster:
     """A NameNode and a DataNode. Each test makes a directory of a random name on it."""
     return HdfsCluster(_demand(request, Hdfs()).endpoint_url)
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """A command that ran in this process has pointed the logs to a stream that is closed with it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    configured, before = structlog.is_configured(), structlog.get_config()
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    if configured:
+        structlog.configure(**before)
+    else:
+        structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

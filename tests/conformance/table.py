@@ -210,7 +210,9 @@ def missing(results: Sequence[Result]) -> list[str]:
 
 def run(arguments: Sequence[str], outcomes: Path) -> tuple[int, list[Result]]:
     """Run the suite, its reports by way of the file `outcomes`; pytest's exit status and what was told."""
-    environment = {**os.environ, _VARIABLE: str(outcomes)}
+    # One of the processes that pytest-xdist spreads tests over tells nobody but its own controller.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = {**own, _VARIABLE: str(outcomes)}
     command = [sys.executable, "-m", "pytest", "-p", "tests.conformance.table", *arguments]
     status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     lines = outcomes.read_text(encoding="utf-8").splitlines() if outcomes.exists() else []
