@@ -349,7 +349,8 @@ async def test_a_missing_bucket_is_named_with_the_command_that_makes_it(
     localstack: LocalStackEndpoint,
 ) -> None:
     with pytest.raises(
-        NotFound, match="bucket no-such-bucket-here does not exist; create it with: transload provision, or aws s3api"
+        NotFound,
+        match="bucket no-such-bucket-here does not exist; create it with: transload provision, or aws s3api",
     ):
         await S3Backend.connect(s3_options(localstack, "no-such-bucket-here"))
 
