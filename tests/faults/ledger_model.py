@@ -83,7 +83,7 @@ class Model:
 
     def record(self, entries: Sequence[Entry]) -> list[Recorded]:
         """One transaction, and what it answers."""
-        accepted = [entry for entry in entries if self._means(entry)]
+        accepted = [entry for entry in entries if self._begins(entry)]
         concerned = {entry.bid: self.bundles.setdefault(entry.bid, ModelBundle()) for entry in accepted}
         was_open = {bid for bid, bundle in concerned.items() if bundle.state == "open"}
         new = set()
@@ -100,7 +100,8 @@ class Model:
         return [
             Recorded(
                 completed=last.get(entry.bid) is entry,
-                late=entry.bid not in was_open
+                late=any(entry is each for each in accepted)
+                and entry.bid not in was_open
                 and entry.resource is not None
                 and (entry.bid, entry.resource.resource_id) in new,
             )
@@ -153,9 +154,12 @@ class Model:
         """The tries as the ledger ought to tell them."""
         return [(CRASHED, False) if ended is None else ended for ended in self.tries.get(message_id, [])]
 
-    def _means(self, entry: Entry) -> bool:
-        known = self.messages.setdefault(entry.message_id, (entry.fingerprint, entry.bid))
-        return known[0] == entry.fingerprint
+    def _begins(self, entry: Entry) -> bool:
+        """Whether its id was never seen: whoever comes later with it adds nothing."""
+        if entry.message_id in self.messages:
+            return False
+        self.messages[entry.message_id] = (entry.fingerprint, entry.bid)
+        return True
 
 
 def _reached(bundle: ModelBundle) -> bool:
