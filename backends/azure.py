@@ -2,15 +2,10 @@
 
 A write of one block is a Put Blob, a longer one stages blocks and commits them; both only if the key is free. Every blob
 carries the digest of its bytes, committed with them, by which a copy inside the account is proven.
-
-Keys with a backslash are refused, because the service takes it for a slash; so are segments that end in a dot, which
-it may drop, control characters, and more than 254 segments
-(https://learn.microsoft.com/rest/api/storageservices/naming-and-referencing-containers--blobs--and-metadata).
 """
 
-import hashlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, Self
@@ -18,14 +13,7 @@ from typing import Any, ClassVar, Self
 from azure.storage.blob import BlobProperties
 from azure.storage.blob.aio import BlobServiceClient
 
-from backends.azure_blocks import (
-    Block,
-    BlockSource,
-    BlockUpload,
-    discard,
-    md5_header,
-    untouched_since,
-)
+from backends.azure_blocks import Block, BlockSource, BlockUpload, discard, md5_header, untouched_since
 from backends.azure_client import AzureOptions, service_for
 from backends.azure_container import Container, location_of
 from backends.azure_copy import Copying
@@ -33,35 +21,17 @@ from backends.azure_metadata import (
     content_md5,
     decode_metadata,
     is_discarded,
-    is_object,
     metadata_for,
     recorded_sha256,
     settings_for,
 )
-from backends.base import (
-    CHUNK_SIZE,
-    Attributes,
-    BackendOptions,
-    Features,
-    ObjectStat,
-    Promise,
-    Receipt,
-    StorageBackend,
-    check_key,
-)
-from backends.errors import (
-    Conflict,
-    IntegrityError,
-    InvalidKey,
-    NotFound,
-    StorageError,
-    Unavailable,
-    Unsupported,
-)
+from backends.azure_names import check_name
+from backends.azure_read import opened, sha256_of
+from backends.base import Attributes, BackendOptions, Features, ObjectStat, Promise, Receipt, StorageBackend
+from backends.errors import Conflict, IntegrityError, NotFound, StorageError, Unavailable, Unsupported
 from backends.failpoints import failpoint
 from backends.wrapper import bare
 
-_SEGMENTS = 254
 _FEATURES = Features(attributes=True, server_copy=True)
 
 
@@ -121,35 +91,13 @@ class AzureBackend:
     @asynccontextmanager
     async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """Ranged reads one after the other, all of the same version of the object."""
-        _check(key)
-        async with self.container.call("read", key):
-            # Without `decompress` a blob with a Content-Encoding would come out as other bytes than it holds.
-            download = await self.container.blob(key).download_blob(decompress=False)
-        if not is_object(download.properties):
-            raise NotFound(f"no object {self.location}{key}")
-        async with aclosing(self._chunks(key, aiter(download.chunks()), download.size)) as chunks:
+        check_name(key)
+        async with opened(self.container, key) as chunks:
             yield chunks
-
-    async def _chunks(self, key: str, pieces: AsyncIterator[bytes], size: int) -> AsyncGenerator[bytes, None]:
-        received = 0
-        while True:
-            try:
-                async with self.container.call("read", key):
-                    piece = await anext(pieces, None)
-            except (Conflict, NotFound) as exc:
-                raise Unavailable(f"{self.location}{key} changed while it was read") from exc
-            if piece is None:
-                break
-            received += len(piece)
-            view = memoryview(piece)
-            for start in range(0, len(view), CHUNK_SIZE):
-                yield bytes(view[start : start + CHUNK_SIZE])
-        if received != size:
-            raise Unavailable(f"{self.location}{key} ended after {received} of {size} bytes")
 
     async def write(self, key: str, chunks: AsyncIterator[bytes], attributes: Attributes) -> Receipt:
         """Where the key is taken already, a stream of more than one block is only read, not sent."""
-        _check(key)
+        check_name(key)
         source = BlockSource(chunks)
         first = await source.take(self._options.block_size)
         if source.ended:
@@ -217,15 +165,11 @@ class AzureBackend:
             if isinstance(cause, (Conflict, NotFound)):
                 raise Unavailable(f"{self.location}{key}: {cause}, yet nothing lies there now") from cause
             raise cause
-        digest = hashlib.sha256()
-        if there.size == size:
-            try:
-                async with self.open(key) as chunks:
-                    async for chunk in chunks:
-                        digest.update(chunk)
-            except NotFound as exc:
-                raise Unavailable(f"{self.location}{key} went while it was compared") from exc
-        if there.size != size or digest.hexdigest() != sha256:
+        try:
+            same = there.size == size and await sha256_of(self.container, key) == sha256
+        except NotFound as exc:
+            raise Unavailable(f"{self.location}{key} went while it was compared") from exc
+        if not same:
             raise Conflict(
                 f"{self.location}{key} holds other content ({there.size} bytes); it was left as it is"
             )
@@ -233,7 +177,7 @@ class AzureBackend:
 
     async def stat(self, key: str) -> ObjectStat | None:
         """One HEAD request."""
-        found = await self.container.properties(_check(key))
+        found = await self.container.properties(check_name(key))
         return None if found is None else _stat(found)
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectStat]:
@@ -244,7 +188,7 @@ class AzureBackend:
 
     async def delete(self, key: str) -> bool:
         """A HEAD request looks first: not all that has a name is an object."""
-        if await self.container.properties(_check(key)) is None:
+        if await self.container.properties(check_name(key)) is None:
             return False
         try:
             async with self.container.call("delete", key):
@@ -259,11 +203,11 @@ class AzureBackend:
         self, source: StorageBackend, source_key: str, key: str, attributes: Attributes, promise: Promise
     ) -> Receipt:
         """Within the account, of blobs that carry their digest: those this adapter has written."""
-        _check(key)
+        check_name(key)
         source, source_key = bare(source, source_key)
         if not isinstance(source, AzureBackend) or source.container.account_url != self.container.account_url:
             raise Unsupported(f"{source.location}{source_key} does not lie in the account of {self.location}")
-        original = await source.container.properties(_check(source_key))
+        original = await source.container.properties(check_name(source_key))
         name = f"{source.location}{source_key}"
         if original is None:
             raise NotFound(f"no object {name}")
@@ -324,16 +268,6 @@ def _own(options: BackendOptions) -> AzureOptions:
     if not isinstance(options, AzureOptions):
         raise TypeError(f"AzureBackend takes AzureOptions, not {type(options).__name__}")
     return options
-
-
-def _check(key: str) -> str:
-    check_key(key)
-    if "\\" in key or any(character < " " or character == "\x7f" for character in key):
-        raise InvalidKey(f"key {key!a} holds a backslash or a control character, which Azure does not keep")
-    segments = key.split("/")
-    if len(segments) > _SEGMENTS or any(segment.endswith(".") for segment in segments):
-        raise InvalidKey(f"key {key[:60]!a} has more than {_SEGMENTS} segments, or one that ends in a dot")
-    return key
 
 
 def _stat(found: BlobProperties) -> ObjectStat:

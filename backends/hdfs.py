@@ -33,6 +33,7 @@ from backends.base import (
     StorageBackend,
     single,
 )
+from backends.cancellation import to_the_end
 from backends.errors import (
     Conflict,
     IntegrityError,
@@ -43,9 +44,10 @@ from backends.errors import (
     Unsupported,
 )
 from backends.failpoints import failpoint
-from backends.hdfs_client import PIECE, FileStatus, HdfsOptions, WebHdfs
+from backends.hdfs_client import PIECE, FileStatus, WebHdfs
 from backends.hdfs_names import PARTS, key_of, key_of_temporary, path_of, temporary_of
-from backends.hdfs_upload import Upload, to_the_end
+from backends.hdfs_options import HdfsOptions
+from backends.hdfs_upload import Upload
 
 
 class HdfsBackend:
@@ -73,7 +75,7 @@ class HdfsBackend:
 
     @classmethod
     def location_of(cls, options: BackendOptions) -> str:
-        """`webhdfs://namenode:9870/root/`, or `swebhdfs`."""
+        """`webhdfs://namenode:9870/srv/`, or `swebhdfs`."""
         if not isinstance(options, HdfsOptions):
             raise TypeError(f"HdfsBackend takes HdfsOptions, not {type(options).__name__}")
         return options.location
@@ -90,7 +92,7 @@ class HdfsBackend:
 
     @property
     def location(self) -> str:
-        """`webhdfs://namenode:9870/root/`, or `swebhdfs`."""
+        """`webhdfs://namenode:9870/srv/`, or `swebhdfs`."""
         return self._client.options.location
 
     @property

@@ -1,5 +1,4 @@
-"""WebHDFS, spoken over aiohttp: how a cluster is configured, single requests, and what its refusals mean here. Used by
-backends/hdfs.py and backends/hdfs_upload.py, nobody else.
+"""WebHDFS, spoken over aiohttp: single requests. Used by backends/hdfs.py and backends/hdfs_upload.py, nobody else.
 
 https://hadoop.apache.org/docs/stable/hadoop-project-dist/hadoop-hdfs/WebHDFS.html. Bytes go to and come from a DataNode that
 the NameNode names in a redirect. It is taken from the NameNode only, and only to hosts that `datanodes` admits; user and token
@@ -10,112 +9,23 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Self
 from urllib.parse import quote
 
 import aiohttp
-from pydantic import Field, SecretStr, model_validator
 from yarl import URL
 
-from backends.base import BackendOptions
-from backends.errors import (
-    Conflict,
-    InvalidKey,
-    NotFound,
-    PermissionDenied,
-    StorageError,
-    Unavailable,
-    Unsupported,
-)
+from backends.errors import InvalidKey, NotFound, PermissionDenied, Unsupported
+from backends.hdfs_errors import check, translated, understood
+from backends.hdfs_options import HdfsOptions
 
 PIECE = 1 << 18
 """Bytes that have to pass within `read_timeout`."""
-
-_BY_EXCEPTION: Mapping[str, type[StorageError]] = MappingProxyType(
-    {
-        "AccessControlException": PermissionDenied,
-        "AuthenticationException": PermissionDenied,
-        "AuthorizationException": PermissionDenied,
-        "FileAlreadyExistsException": Conflict,
-        "FileNotFoundException": NotFound,
-        "HadoopIllegalArgumentException": InvalidKey,
-        "IllegalArgumentException": Unsupported,
-        "InvalidPathException": InvalidKey,
-        "InvalidToken": PermissionDenied,
-        "ParentNotDirectoryException": InvalidKey,
-        "PathComponentTooLongException": InvalidKey,
-        "SecurityException": PermissionDenied,
-        "UnsupportedOperationException": Unsupported,
-    }
-)
-"""By the name in the answer. The status tells less: every IOException is a 403."""
-
-
-class HdfsOptions(BackendOptions):
-    """How to reach one directory of one cluster."""
-
-    url: str = Field(
-        pattern=r"^https?://[^\s/?#@]+/?$",
-        description="HTTP address of the active NameNode: `http://namenode:9870`.",
-    )
-    root: str = Field(
-        pattern=r"^(/[^/:~\x00-\x1f\x7f]+)+$",
-        description="Directory every key hangs under. Created if it is missing.",
-    )
-    user: str | None = Field(
-        default=None, min_length=1, description="User of a cluster with simple authentication (`user.name`)."
-    )
-    delegation_token: SecretStr | None = Field(
-        default=None, description="Delegation token of a cluster with Kerberos, as text, instead of `user`."
-    )
-    datanodes: tuple[str, ...] = Field(
-        default=("*",),
-        min_length=1,
-        description="Host names (patterns with `*`) that the NameNode may send bytes to and have them come from.",
-    )
-    ca_file: Path | None = Field(
-        default=None, description="Certificates (PEM) to trust instead of the system's."
-    )
-    verify: Literal["size", "read_back"] = Field(
-        default="size",
-        description="Proof before the commit: the size that the NameNode tells, or SHA-256 of the whole read back.",
-    )
-    sync: bool = Field(
-        default=True,
-        description="DataNodes fsync each block (SYNC_BLOCK, Hadoop 3); else HDFS answers for it with its replicas.",
-    )
-    replication: int | None = Field(
-        default=None, ge=1, le=512, description="Replicas of each block; by default the cluster's."
-    )
-    block_size: int | None = Field(
-        default=None, ge=1 << 20, description="Bytes of a block; by default the cluster's."
-    )
-    max_connections: int = Field(default=64, ge=1, description="Connections at once, to all hosts together.")
-    connect_timeout: float = Field(default=5.0, gt=0, description="Seconds to connect.")
-    read_timeout: float = Field(
-        default=60.0, gt=0, description="Seconds for an answer, and for every 256 KiB in either direction."
-    )
-
-    @model_validator(mode="after")
-    def _plain(self) -> Self:
-        if not {".", "..", ".snapshot", ".reserved"}.isdisjoint(self.root.split("/")):
-            raise ValueError("root has a reserved segment")
-        if self.user is not None and self.delegation_token is not None:
-            raise ValueError("user and delegation_token exclude each other")
-        return self
-
-    @property
-    def location(self) -> str:
-        """`webhdfs://namenode:9870/root/`, and `swebhdfs` with TLS: Hadoop's own names of the schemes."""
-        scheme, _, host = self.url.rstrip("/").partition("://")
-        return f"{'swebhdfs' if scheme == 'https' else 'webhdfs'}://{host}{quote(self.root)}/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +66,7 @@ class WebHdfs:
         self.options = options
         self._root = options.root
         self._base = URL(options.url)
-        with _translated(f"read {options.ca_file}"):
+        with translated(f"read {options.ca_file}"):
             tls = ssl.create_default_context(cafile=options.ca_file) if self._base.scheme == "https" else True
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=options.max_connections, ssl=tls),
@@ -179,7 +89,7 @@ class WebHdfs:
         except (NotFound, InvalidKey):
             # The latter below a file, unless one is the superuser.
             return None
-        with _understood(f"GETFILESTATUS {self.where(path)}"):
+        with understood(f"GETFILESTATUS {self.where(path)}"):
             return FileStatus.read(answer["FileStatus"])
 
     async def pages(self, path: str) -> AsyncIterator[list[FileStatus]]:
@@ -204,12 +114,12 @@ class WebHdfs:
                 # Hadoop 2.7 and older. They list a directory in one answer.
                 self._batches = False
             else:
-                with _understood(f"LISTSTATUS_BATCH {self.where(path)}"):
+                with understood(f"LISTSTATUS_BATCH {self.where(path)}"):
                     listing = answer["DirectoryListing"]
                     found = listing["partialListing"]["FileStatuses"]["FileStatus"]
                     return [FileStatus.read(each) for each in found], int(listing["remainingEntries"])
         answer = await self.ask("GET", "LISTSTATUS", path)
-        with _understood(f"LISTSTATUS {self.where(path)}"):
+        with understood(f"LISTSTATUS {self.where(path)}"):
             return [FileStatus.read(each) for each in answer["FileStatuses"]["FileStatus"]], 0
 
     async def clock(self) -> float:
@@ -217,7 +127,7 @@ class WebHdfs:
         doing = f"GETFILESTATUS {self.where('')}"
         async with self._asked("GET", self._url("GETFILESTATUS", ""), doing) as response:
             date = response.headers.get("Date")
-        with _understood(doing):
+        with understood(doing):
             return parsedate_to_datetime(date).timestamp() + 1 if date else time.time()
 
     async def ask(self, method: str, op: str, path: str, **parameters: str) -> Any:
@@ -225,7 +135,7 @@ class WebHdfs:
         doing = f"{op} {self.where(path)}"
         async with self._asked(method, self._url(op, path, **parameters), doing) as response:
             body = await response.read()
-        with _understood(doing):
+        with understood(doing):
             return json.loads(body) if body else None
 
     async def datanode(self, method: str, op: str, path: str, **parameters: str) -> URL:
@@ -233,7 +143,7 @@ class WebHdfs:
         doing = f"{op} {self.where(path)}"
         async with self._asked(method, self._url(op, path, **parameters), doing, expected=307) as response:
             location = response.headers.get("Location", "")
-        with _understood(doing):
+        with understood(doing):
             url = URL(location, encoded=True)
             host = url.origin().host or ""
         if url.scheme != "https" and (url.scheme != "http" or self._base.scheme == "https"):
@@ -246,9 +156,9 @@ class WebHdfs:
     async def put(self, url: URL, body: AsyncIterator[bytes], doing: str) -> None:
         """Send a file to a DataNode; returns when it is closed. The caller sees to the time that sending takes."""
         headers = {"Content-Type": "application/octet-stream"}
-        with _translated(doing):
+        with translated(doing):
             async with self._session.put(url, data=body, headers=headers, allow_redirects=False) as response:
-                await _check(response, 201, doing)
+                await check(response, 201, doing)
 
     async def read(self, path: str, size: int) -> AsyncGenerator[bytes, None]:
         """The bytes of a file, which are `size`; fewer are `Unavailable`, in whatever way they end."""
@@ -256,14 +166,14 @@ class WebHdfs:
         if not size:
             return
         url = await self.datanode("GET", "OPEN", path)
-        with _translated(doing):
+        with translated(doing):
             async with asyncio.timeout(self.options.connect_timeout + self.options.read_timeout):
                 response = await self._session.get(url, allow_redirects=False)
         try:
-            with _translated(doing):
-                await _check(response, 200, doing)
+            with translated(doing):
+                await check(response, 200, doing)
             while received < size:
-                with _translated(doing):
+                with translated(doing):
                     async with asyncio.timeout(self.options.read_timeout):
                         piece = await response.content.readexactly(min(PIECE, size - received))
                 received += len(piece)
@@ -296,57 +206,10 @@ class WebHdfs:
     async def _asked(
         self, method: str, url: URL, doing: str, expected: int = 200
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        with _translated(doing):
+        with translated(doing):
             async with (
                 asyncio.timeout(self.options.connect_timeout + self.options.read_timeout),
                 self._session.request(method, url, allow_redirects=False) as response,
             ):
-                await _check(response, expected, doing)
+                await check(response, expected, doing)
                 yield response
-
-
-async def _check(response: aiohttp.ClientResponse, expected: int, doing: str) -> None:
-    if response.status != expected:
-        raise _refusal(response.status, await response.read(), doing)
-
-
-@contextmanager
-def _translated(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except (aiohttp.ClientError, OSError, EOFError, TimeoutError, RuntimeError) as exc:
-        # Its own text may hold the URL and so the token; what caused it does not.
-        raise _translate(exc, doing) from exc.__cause__
-
-
-@contextmanager
-def _understood(doing: str) -> Iterator[None]:
-    """For answers that are no WebHDFS: another server, or another version of it."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError) as exc:
-        raise Unavailable(f"HDFS was to {doing}, and its answer is not WebHDFS's") from exc
-
-
-def _translate(exc: Exception, doing: str) -> StorageError:
-    if isinstance(exc, aiohttp.ClientSSLError):
-        return PermissionDenied(f"HDFS could not {doing}: {type(exc).__name__}; see ca_file")
-    return Unavailable(f"HDFS could not {doing}: {type(exc).__name__}")
-
-
-def _refusal(status: int, body: bytes, doing: str) -> StorageError:
-    """What an answer means. Told by status and Java's name only: its text may repeat what the request carried."""
-    try:
-        remote = json.loads(body)["RemoteException"]
-        name, text = str(remote["exception"]), str(remote.get("message"))
-    except (LookupError, TypeError, ValueError, AttributeError):
-        name = text = ""
-    if name == "AccessControlException" and text.endswith("(is not a directory)"):
-        # What everybody but the superuser is told where an object lies on the way.
-        name = "ParentNotDirectoryException"
-    said = f"HDFS could not {doing}: {name or 'refused'} (HTTP {status})"
-    if name:
-        kind = _BY_EXCEPTION.get(name, Unavailable)
-    else:
-        kind = {401: PermissionDenied, 403: PermissionDenied, 404: NotFound}.get(status, Unavailable)
-    return kind(said)

@@ -7,16 +7,13 @@ ends its stream in order and waits for the answer: what is deleted before the Da
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable
-from typing import TypeVar
+from collections.abc import AsyncIterator
 
 from yarl import URL
 
 from backends.errors import StorageError, Unavailable
 from backends.failpoints import failpoint
 from backends.hdfs_client import PIECE, WebHdfs
-
-Result = TypeVar("Result")
 
 
 class Upload:
@@ -105,18 +102,3 @@ class Upload:
         except StorageError as exc:
             if cause is not None:
                 cause.add_note(f"{exc}; a sweep has to remove it")
-
-
-async def to_the_end(work: Awaitable[Result]) -> Result:
-    """Await `work` whole, though the caller is cancelled meanwhile; the cancellation is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result

@@ -4,11 +4,9 @@ What the API has to do for a write to be atomic and create-only, and what is lef
 docs/targets/http.md. A write is one request; its 2xx is the commit, unless `verify` says that it has to be proven.
 """
 
-import hashlib
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import ClassVar, Self
-from urllib.parse import quote
 
 from backends.base import (
     CHUNK_SIZE,
@@ -21,23 +19,16 @@ from backends.base import (
     StorageBackend,
     check_key,
 )
-from backends.errors import (
-    Conflict,
-    IntegrityError,
-    NotFound,
-    StorageError,
-    Unavailable,
-    Unsupported,
-)
+from backends.errors import Conflict, IntegrityError, StorageError, Unavailable, Unsupported
 from backends.failpoints import failpoint
-from backends.http_api_body import Answer, Source, at, digest_field, idempotency_key, told_digest
-from backends.http_api_client import ANSWER_LIMIT, HttpClient
+from backends.http_api_body import Answer, Source, digest_field, idempotency_key, told_digest
+from backends.http_api_client import HttpClient
 from backends.http_api_errors import refusal
-from backends.http_api_metadata import attributes_of, headers_for
+from backends.http_api_metadata import etag_of, headers_for
 from backends.http_api_options import HttpOptions
+from backends.http_api_reading import MISSING, Reader
 
 _STORED = frozenset({200, 201, 204})
-_MISSING = frozenset({404, 410})
 _PROBE = ".transload-health"
 
 
@@ -50,6 +41,7 @@ class HttpBackend:
         """`client` is closed by `aclose`."""
         self._options = options
         self._client = client
+        self._reader = Reader(options, client)
 
     @classmethod
     async def connect(cls, options: BackendOptions) -> Self:
@@ -98,25 +90,9 @@ class HttpBackend:
     async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """One GET. An answer that does not say where it ends is refused: nobody could tell whether it is whole."""
         check_key(key)
-        async with self._get(key) as (_, chunks):
-            yield chunks
-
-    @asynccontextmanager
-    async def _get(self, key: str) -> AsyncIterator[tuple[ObjectStat, AsyncIterator[bytes]]]:
-        """The object's facts (size -1 where only its end tells) and its bytes."""
         self._need("reads")
-        doing = self._doing("read", key)
-        async with AsyncExitStack() as stack:
-            response = await stack.enter_async_context(self._client.reading("GET", self._url(key), doing))
-            if response.status != 200:
-                raise refusal(response.status, doing)
-            if response.headers.get("Content-Encoding", "identity") != "identity":
-                raise StorageError(f"could not {doing}: it comes packed, though `identity` was asked for")
-            size = response.content_length
-            if size is None and response.headers.get("Transfer-Encoding", "").lower() != "chunked":
-                raise StorageError(f"could not {doing}: the answer does not say where it ends")
-            stat = self._stat_of(key, -1 if size is None else size, response.headers)
-            yield stat, await stack.enter_async_context(aclosing(self._client.chunks(response, doing)))
+        async with self._reader.get(key) as (_, chunks):
+            yield chunks
 
     async def write(self, key: str, chunks: AsyncIterator[bytes], attributes: Attributes) -> Receipt:
         """One request. Whatever leaves open whether it was carried out is decided by what lies there, if that can be read.
@@ -129,12 +105,12 @@ class HttpBackend:
         if self._options.reads and not self._options.if_none_match and await self.stat(key) is not None:
             await source.finish()
             return await self._there(key, source)
-        doing = self._doing("write", key)
+        doing = self._reader.doing("write", key)
         try:
             failpoint("http.write.before")
             answer = await self._client.send(
                 self._options.method,
-                self._url(key, write=True),
+                self._reader.url(key, write=True),
                 doing,
                 self._write_headers(key, first, source, attributes),
                 first,
@@ -148,7 +124,7 @@ class HttpBackend:
         except Unavailable:
             if not self._options.reads or not source.ended:
                 raise
-            found = await self._compare(key, source)
+            found = await self._reader.equal(key, source.size, source.sha256)
             if found is None:
                 raise
             return Receipt(key, source.size, source.sha256, found.etag)
@@ -163,7 +139,7 @@ class HttpBackend:
         options = self._options
         sha256 = source.sha256 if source.ended else None
         headers = {
-            "Idempotency-Key": idempotency_key(self._url(key, write=True), sha256),
+            "Idempotency-Key": idempotency_key(self._reader.url(key, write=True), sha256),
             **headers_for(attributes, options.metadata_prefix),
         }
         if sha256 is not None:
@@ -176,9 +152,9 @@ class HttpBackend:
 
     async def _stored(self, key: str, source: Source, answer: Answer) -> Receipt:
         """The receipt for a 2xx, once it is proven."""
-        doing = self._doing("write", key)
+        doing = self._reader.doing("write", key)
         replayed = answer.headers.get("Idempotent-Replayed", "").lower() == "true"
-        etag = _etag(answer.headers.get("ETag"))
+        etag = etag_of(answer.headers)
         if self._options.proof == "answer":
             told = self._told(answer)
             if told is None:
@@ -191,7 +167,7 @@ class HttpBackend:
                 )
         elif self._options.proof == "read_back":
             try:
-                found = await self._compare(key, source)
+                found = await self._reader.equal(key, source.size, source.sha256)
             except Conflict as exc:
                 if replayed:
                     raise
@@ -205,84 +181,36 @@ class HttpBackend:
         """The receipt if what lies there is what was to be written. Raises `Conflict` when it is not, or cannot be told."""
         if self._options.reads:
             return await self._there(key, source)
-        doing, told = self._doing("write", key), self._told(answer)
+        doing, told = self._reader.doing("write", key), self._told(answer)
         if told is None:
             raise Conflict(
                 f"could not {doing}: something lies there (HTTP {answer.status}) that cannot be compared"
             )
         if told != source.sha256:
             raise Conflict(f"could not {doing}: other content lies there; it was left as it is")
-        return Receipt(key, source.size, source.sha256, _etag(answer.headers.get("ETag")), created=False)
+        return Receipt(key, source.size, source.sha256, etag_of(answer.headers), created=False)
 
     async def _there(self, key: str, source: Source) -> Receipt:
-        found = await self._compare(key, source)
+        found = await self._reader.equal(key, source.size, source.sha256)
         if found is None:
             # Another write or a delete is under way, and a new attempt will tell.
-            raise Unavailable(f"could not {self._doing('write', key)}: taken, yet nothing lies there now")
+            raise Unavailable(
+                f"could not {self._reader.doing('write', key)}: taken, yet nothing lies there now"
+            )
         return Receipt(key, source.size, source.sha256, found.etag, created=False)
-
-    async def _compare(self, key: str, source: Source) -> ObjectStat | None:
-        """The facts of what lies under `key` if it equals what was read; None if nothing does. Raises `Conflict`."""
-        digest, size = hashlib.sha256(), 0
-        try:
-            async with self._get(key) as (stat, chunks):
-                same = stat.size in {-1, source.size}
-                if same:
-                    async for chunk in chunks:
-                        digest.update(chunk)
-                        size += len(chunk)
-        except NotFound:
-            return None
-        if not same or (size, digest.hexdigest()) != (source.size, source.sha256):
-            raise Conflict(f"{self.location}{key} holds other content; it was left as it is")
-        return stat
 
     async def stat(self, key: str) -> ObjectStat | None:
         """One HEAD (or GET, see `stat_method`)."""
         check_key(key)
         self._need("reads")
-        doing = self._doing("look up", key)
-        async with self._client.reading(self._options.stat_method, self._url(key), doing) as response:
-            if response.status in _MISSING:
-                return None
-            if response.status != 200:
-                raise refusal(response.status, doing)
-            if response.content_length is None:
-                raise StorageError(f"could not {doing}: the answer has no Content-Length")
-            return self._stat_of(key, response.content_length, response.headers)
+        return await self._reader.stat(key)
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectStat]:
         """A request a page. The API has to list in order of the keys' code points; a page that does not is an error."""
         self._need("lists")
-        doing, seen, cursor = self._doing("list", prefix), "", ""
-        while True:
-            path = (self._options.list_path or "").format(
-                prefix=quote(prefix, safe=""), cursor=quote(cursor, safe="")
-            )
-            answer = await self._client.ask(
-                "GET", self.location + path.lstrip("/"), doing, limit=ANSWER_LIMIT
-            )
-            if answer.status != 200:
-                raise refusal(answer.status, doing)
-            page = answer.json()
-            items = at(page, self._options.list_items)
-            if not isinstance(items, list):
-                raise StorageError(
-                    f"could not {doing}: a page without a list under {self._options.list_items!r}"
-                )
-            for item in items:
-                key, size = at(item, self._options.list_key), at(item, self._options.list_size)
-                if not isinstance(key, str) or not isinstance(size, int) or key <= seen:
-                    raise StorageError(f"could not {doing}: an object without key or size, or out of order")
-                seen = key
-                if key.startswith(prefix):
-                    yield ObjectStat(key, size)
-            following = at(page, self._options.list_next)
-            if not following:
-                return
-            if str(following) == cursor:
-                raise StorageError(f"could not {doing}: the cursor does not move on")
-            cursor = str(following)
+        async with aclosing(self._reader.list(prefix)) as objects:
+            async for found in objects:
+                yield found
 
     async def delete(self, key: str) -> bool:
         """Looks first where it can: some APIs answer the same whether the object was there or not."""
@@ -290,11 +218,11 @@ class HttpBackend:
         self._need("deletes")
         if self._options.reads and await self.stat(key) is None:
             return False
-        doing = self._doing("delete", key)
+        doing = self._reader.doing("delete", key)
         failpoint("http.delete.before")
-        answer = await self._client.ask("DELETE", self._url(key), doing)
+        answer = await self._client.ask("DELETE", self._reader.url(key), doing)
         failpoint("http.delete.after")
-        if answer.status not in _STORED | _MISSING:
+        if answer.status not in _STORED | MISSING:
             raise refusal(answer.status, doing)
         return answer.status in _STORED
 
@@ -321,9 +249,9 @@ class HttpBackend:
             good = 200 <= answer.status < 300
         else:
             method = options.stat_method if options.reads else "HEAD"
-            answer = await self._client.ask(method, self._url(_PROBE), doing)
+            answer = await self._client.ask(method, self._reader.url(_PROBE), doing)
             # Without reads an API need not know HEAD; that it answers at all is what can be told.
-            good = answer.status in {200, *_MISSING} or (not options.reads and answer.status == 405)
+            good = answer.status in {200, *MISSING} or (not options.reads and answer.status == 405)
         if not good:
             raise refusal(answer.status, doing)
 
@@ -335,28 +263,11 @@ class HttpBackend:
         if not getattr(self.features, feature):
             raise Unsupported(f"{self.location} is configured without `{feature}`")
 
-    def _doing(self, verb: str, key: str) -> str:
-        return f"{verb} {self.location}{key}"
-
-    def _url(self, key: str, *, write: bool = False) -> str:
-        options = self._options
-        path = (options.write_path if write else None) or options.path
-        return self.location + path.lstrip("/").format(key=quote(key, safe="/~"))
-
     def _told(self, answer: Answer) -> str | None:
         return told_digest(answer, self._options.digest_header, self._options.digest_field)
-
-    def _stat_of(self, key: str, size: int, headers: Mapping[str, str]) -> ObjectStat:
-        content_type, metadata = attributes_of(headers, self._options.metadata_prefix)
-        return ObjectStat(key, size, _etag(headers.get("ETag")), content_type, metadata)
 
 
 def _checked(options: BackendOptions) -> HttpOptions:
     if not isinstance(options, HttpOptions):
         raise TypeError(f"HttpBackend takes HttpOptions, not {type(options).__name__}")
     return options
-
-
-def _etag(value: str | None) -> str | None:
-    """A weak one does not promise equal bytes (RFC 9110, section 8.8.1), so it is none."""
-    return value.strip('"') if value and not value.startswith("W/") else None

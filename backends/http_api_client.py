@@ -1,7 +1,7 @@
 """Requests to one HTTP API: credentials, deadlines, redirects, Retry-After, and the hand-over of a stream.
 
-Called by backends/http_api.py only. Everything that goes wrong comes out as an error of this room; an answer of the API,
-whatever its status, comes out as an answer.
+Called by backends/http_api.py and backends/http_api_reading.py only. Everything that goes wrong comes out as an error of this
+room; an answer of the API, whatever its status, comes out as an answer.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""`Attributes` as headers of HTTP, and back. Used by backends/http_api.py only."""
+"""`Attributes` as headers of HTTP, and back. Used by backends/http_api.py and backends/http_api_reading.py only."""
 
 from collections.abc import Mapping
 
@@ -29,3 +29,9 @@ def attributes_of(headers: Mapping[str, str], prefix: str | None) -> tuple[str |
         if name.lower().startswith(prefix.lower())
     }
     return headers.get("Content-Type"), decode_metadata(found)
+
+
+def etag_of(headers: Mapping[str, str]) -> str | None:
+    """A weak one does not promise equal bytes (RFC 9110, section 8.8.1), so it is none."""
+    value = headers.get("ETag")
+    return value.strip('"') if value and not value.startswith("W/") else None

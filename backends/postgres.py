@@ -38,18 +38,12 @@ from backends.base import (
     StorageBackend,
     check_key,
 )
-from backends.errors import (
-    Conflict,
-    IntegrityError,
-    NotFound,
-    PermissionDenied,
-    StorageError,
-    Unavailable,
-    Unsupported,
-)
+from backends.errors import Conflict, IntegrityError, NotFound, StorageError, Unavailable, Unsupported
 from backends.failpoints import failpoint
 from backends.postgres_client import Database, PostgresOptions
-from backends.postgres_upload import Upload, cut, discard, to_its_end
+from backends.postgres_metadata import cleaned, columns_for
+from backends.postgres_tables import check, create
+from backends.postgres_upload import Upload, cut, discard, fill, to_its_end
 from backends.wrapper import bare
 
 _PAGE = 1000
@@ -73,7 +67,7 @@ class PostgresBackend:
         backend = cls(await Database.open(options), options.chunk_size)
         try:
             if options.create_tables:
-                await backend._create_tables()
+                await create(backend.database)
             await backend.health()
         except BaseException:
             await backend.aclose()
@@ -141,11 +135,11 @@ class PostgresBackend:
             second = await anext(blocks, None)
             if second is None:
                 return await self._put(key, first, attributes)
-            return await self._store(key, attributes, partial(_fill, first, second, blocks))
+            return await self._store(key, attributes, partial(fill, first, second, blocks))
 
     async def _put(self, key: str, data: bytes, attributes: Attributes) -> Receipt:
         uuid, digest = uuid4(), hashlib.sha256(data).digest()
-        facts = (uuid, key, len(data), digest, *_told(attributes))
+        facts = (uuid, key, len(data), digest, *columns_for(attributes))
         try:
             with self.database.translating("put"):
                 failpoint("postgres.put.before")
@@ -170,7 +164,7 @@ class PostgresBackend:
         upload = Upload(self.database, key)
         size, digest = 0, b""
         try:
-            begun = await upload.begin(*_told(attributes))
+            begun = await upload.begin(*columns_for(attributes))
             size, digest = await fill(upload if begun else None)
             stored = begun and await upload.commit(size, digest)
         except BaseException as exc:
@@ -212,7 +206,7 @@ class PostgresBackend:
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectStat]:
         """A statement per 1,000 objects; neither content type nor metadata."""
-        if _cleaned(prefix) != prefix:
+        if cleaned(prefix) != prefix:
             return
         start, more = prefix, True
         while more:
@@ -262,7 +256,7 @@ class PostgresBackend:
 
     async def sweep(self, older_than: float, prefix: str = "") -> int:
         """Writes whose last chunk came at least `older_than` seconds ago, by the server's clock."""
-        if _cleaned(prefix) != prefix:
+        if cleaned(prefix) != prefix:
             return 0
         with self.database.translating("sweep"):
             failpoint("postgres.sweep.before")
@@ -272,82 +266,14 @@ class PostgresBackend:
 
     async def health(self) -> None:
         """The tables are there, this user may change them, and the server keeps what it has acknowledged."""
-        (state,) = await self.database.read(sql.STATE)
-        if state["encoding"] != "UTF8":
-            raise StorageError(
-                f"{self.location} stores text as {state['encoding']}; create the database with: ENCODING 'UTF8' TEMPLATE template0"
-            )
-        if not state["present"]:
-            statements = (sql.SCHEMA + " " + sql.TABLES).replace("{schema}", self.database.schema)
-            raise StorageError(
-                f"{self.location} has no tables; set create_tables: true once, or run: {' '.join(statements.split())}"
-            )
-        if not state["permitted"]:
-            raise PermissionDenied(
-                f"{self.location} needs: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {self.database.schema}"
-            )
-        if state["standby"]:
-            raise Unavailable(
-                f"{self.location} is a standby that cannot be written; give the primary's address"
-            )
-        if state["commit"] == "off":
-            raise StorageError(
-                f"{self.location} has synchronous_commit off: a crash of the server would lose what is acknowledged; "
-                "set it to on for this user: ALTER ROLE … SET synchronous_commit = on"
-            )
-
-    async def _create_tables(self) -> None:
-        (state,) = await self.database.read(sql.STATE)
-        if state["present"]:
-            return
-        try:
-            with self.database.translating("create tables"):
-                failpoint("postgres.create_tables.before")
-                await self.database.script(sql.TABLES if state["schema_present"] else sql.SCHEMA + sql.TABLES)
-                failpoint("postgres.create_tables.after")
-        except StorageError:
-            # Somebody else may have been faster; all of it is one transaction.
-            (state,) = await self.database.read(sql.STATE)
-            if not state["present"]:
-                raise
+        await check(self.database)
 
     async def aclose(self) -> None:
         """Close the pool."""
         await self.database.aclose()
 
 
-async def _fill(
-    first: bytes, second: bytes, blocks: AsyncIterator[bytes], upload: Upload | None
-) -> tuple[int, bytes]:
-    size, digest = 0, hashlib.sha256()
-
-    async def take(block: bytes) -> None:
-        nonlocal size
-        size += len(block)
-        digest.update(block)
-        if upload is not None:
-            await upload.add(block)
-
-    await take(first)
-    await take(second)
-    async for block in blocks:
-        await take(block)
-    return size, digest.digest()
-
-
 def _checked(options: BackendOptions) -> PostgresOptions:
     if not isinstance(options, PostgresOptions):
         raise TypeError(f"PostgresBackend takes PostgresOptions, not {type(options).__name__}")
     return options
-
-
-def _told(attributes: Attributes) -> tuple[str | None, str]:
-    """Content type, and the metadata as JSON."""
-    content_type = None if attributes.content_type is None else _cleaned(attributes.content_type)
-    metadata = {_cleaned(name): _cleaned(value) for name, value in attributes.metadata.items()}
-    return content_type, json.dumps(metadata, ensure_ascii=False)
-
-
-def _cleaned(text: str) -> str:
-    """The text as far as the server can hold it: no NUL, no lone surrogate."""
-    return text.replace("\0", "\ufffd").encode(errors="replace").decode()

@@ -123,3 +123,23 @@ async def cut(chunks: AsyncIterator[bytes], size: int) -> AsyncGenerator[bytes, 
                 block.clear()
     if block:
         yield bytes(block)
+
+
+async def fill(
+    first: bytes, second: bytes, blocks: AsyncIterator[bytes], upload: Upload | None
+) -> tuple[int, bytes]:
+    """Add the blocks to the upload, or only look at them where there is none; size and SHA-256 of them all."""
+    size, digest = 0, hashlib.sha256()
+
+    async def take(block: bytes) -> None:
+        nonlocal size
+        size += len(block)
+        digest.update(block)
+        if upload is not None:
+            await upload.add(block)
+
+    await take(first)
+    await take(second)
+    async for block in blocks:
+        await take(block)
+    return size, digest.digest()

@@ -4,19 +4,15 @@ Reads and objects of up to one part go through obstore, everything else through 
 the endpoint that botocore resolves. The figures behind that are in docs/adr/0003-s3-data-plane.md.
 """
 
-import base64
-import hashlib
 import secrets
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Self
 
 import obstore
 from obstore.store import S3Store
 
-from backends.aws_session import open_session
 from backends.base import (
     Attributes,
     BackendOptions,
@@ -39,13 +35,14 @@ from backends.errors import (
 )
 from backends.failpoints import failpoint
 from backends.header_metadata import decode_metadata
-from backends.s3_client import S3Options, client_config, store_for
+from backends.s3_bucket import Bucket, location_of
+from backends.s3_client import S3Options, clients
 from backends.s3_copy import CopiedParts, Original
-from backends.s3_errors import request, translated
-from backends.s3_metadata import headers_for
+from backends.s3_errors import translated
+from backends.s3_metadata import etag_of, fields_for, headers_for
 from backends.s3_multipart import MultipartUpload
 from backends.s3_parts import Source, StreamedParts
-from backends.s3_read import opened, sha256_of
+from backends.s3_read import opened
 from backends.wrapper import bare
 
 
@@ -59,6 +56,7 @@ class S3Backend:
         self._options = options
         self.bucket = options.bucket
         self.endpoint: str = client.meta.endpoint_url
+        self._bucket = Bucket(client, store, options)
         self._client = client
         self._store = store
         self._resources = resources
@@ -66,20 +64,10 @@ class S3Backend:
     @classmethod
     async def connect(cls, options: BackendOptions) -> Self:
         """Open the clients and prove that the bucket is there and lets us in."""
-        if not isinstance(options, S3Options):
-            raise TypeError(f"S3Backend takes S3Options, not {type(options).__name__}")
+        options = _own(options)
         async with AsyncExitStack() as stack:
             with translated(f"open bucket {options.bucket}"):
-                session = open_session(options)
-                client = await stack.enter_async_context(
-                    session.create_client(
-                        "s3",
-                        region_name=options.region,
-                        endpoint_url=options.endpoint_url,
-                        config=client_config(options),
-                    )
-                )
-                store = store_for(options, session, client)
+                client, store = await stack.enter_async_context(clients(options))
             backend = cls(options, client, store, stack.pop_all())
         try:
             await backend.health()
@@ -92,19 +80,16 @@ class S3Backend:
     @classmethod
     def location_of(cls, options: BackendOptions) -> str:
         """`s3://bucket/`."""
-        if not isinstance(options, S3Options):
-            raise TypeError(f"S3Backend takes S3Options, not {type(options).__name__}")
-        return f"s3://{options.bucket}/"
+        return location_of(_own(options))
 
     @classmethod
     def features_of(cls, options: BackendOptions) -> Features:
         """Attributes; copies and create-only writes where the store has checksums and conditions for them."""
-        if not isinstance(options, S3Options):
-            raise TypeError(f"S3Backend takes S3Options, not {type(options).__name__}")
+        of = _own(options)
         return Features(
             attributes=True,
-            server_copy=options.checksums == "when_supported",
-            create_only=options.conditional_writes == "always",
+            server_copy=of.checksums == "when_supported",
+            create_only=of.conditional_writes == "always",
         )
 
     @property
@@ -115,7 +100,7 @@ class S3Backend:
     @property
     def location(self) -> str:
         """`s3://bucket/`."""
-        return f"s3://{self.bucket}/"
+        return self._bucket.location
 
     @property
     def write_buffer(self) -> int:
@@ -168,11 +153,13 @@ class S3Backend:
             if isinstance(content, Source) and exc is content.error:
                 raise
             # Taken already, or an answer that got lost: what lies there now decides.
-            there = await self._compare(key, content) if upload.completing else None
+            there = await self._bucket.equal(key, content.size, content.sha256) if upload.completing else None
             if there is None:
                 raise _retryable(exc) from exc.__cause__
             return replace(there, created=not isinstance(exc, Conflict))
-        return Receipt(key, content.size, content.sha256, _etag(answer.get("ETag")), answer.get("VersionId"))
+        return Receipt(
+            key, content.size, content.sha256, etag_of(answer.get("ETag")), answer.get("VersionId")
+        )
 
     def _multipart(self, key: str, headers: Mapping[str, Any]) -> MultipartUpload:
         return MultipartUpload(
@@ -185,101 +172,56 @@ class S3Backend:
         )
 
     async def _put(self, key: str, body: bytes, source: Source, attributes: Attributes) -> Receipt:
-        headers = headers_for(attributes)
-        fields = {"Content-Type": headers["ContentType"]} if "ContentType" in headers else {}
-        if self._options.storage_class is not None:
-            fields["Storage-Class"] = self._options.storage_class
+        fields = fields_for(attributes, self._options.storage_class)
         conditional = self._options.conditional_writes != "never"
-        if not conditional and (there := await self._compare(key, source)):
+        if not conditional and (there := await self._bucket.equal(key, source.size, source.sha256)):
             return there
         try:
-            async with self._request(f"write {self.location}{key}"):
+            async with self._bucket.request(f"write {self.location}{key}"):
                 failpoint("s3.put.before")
                 answer = await obstore.put_async(
                     self._store,
                     key,
                     body,
-                    attributes={**fields, **headers["Metadata"]},
+                    attributes=fields,
                     mode="create" if conditional else "overwrite",
                     use_multipart=False,
                 )
                 failpoint("s3.put.after")
         except Conflict as exc:
-            there = await self._compare(key, source)
+            there = await self._bucket.equal(key, source.size, source.sha256)
             if there is None:
                 raise _retryable(exc) from exc.__cause__
             return there
-        return Receipt(key, source.size, source.sha256, _etag(answer["e_tag"]), answer["version"])
-
-    async def _compare(self, key: str, content: Source | CopiedParts) -> Receipt | None:
-        """The receipt of what lies under `key` if it equals the content; None if nothing lies there.
-
-        Raises `Conflict` when it is something else. Reads it only where the store keeps no SHA-256 of it.
-        """
-        name = f"{self.location}{key}"
-        try:
-            there = await self._head(self.bucket, key, ChecksumMode="ENABLED")
-            same = there["ContentLength"] == content.size and (
-                there.get("ChecksumSHA256") in _sums(content.sha256)
-                or await sha256_of(self._store, key, name, self._options.request_timeout) == content.sha256
-            )
-        except NotFound:
-            return None
-        if not same:
-            raise Conflict(
-                f"{name} holds other content ({there['ContentLength']} bytes); it was left as it is"
-            )
-        return Receipt(key, content.size, content.sha256, _etag(there.get("ETag")), created=False)
+        return Receipt(key, source.size, source.sha256, etag_of(answer["e_tag"]), answer["version"])
 
     async def stat(self, key: str) -> ObjectStat | None:
         """One HEAD request."""
         _check(key)
         try:
-            answer = await self._head(self.bucket, key)
+            answer = await self._bucket.head(key)
         except NotFound:
             return None
         metadata = decode_metadata(answer.get("Metadata", {}))
         return ObjectStat(
-            key, answer["ContentLength"], _etag(answer.get("ETag")), answer.get("ContentType"), metadata
+            key, answer["ContentLength"], etag_of(answer.get("ETag")), answer.get("ContentType"), metadata
         )
-
-    async def _head(self, bucket: str, key: str, **asked: str) -> Mapping[str, Any]:
-        async with self._request(f"look up s3://{bucket}/{key}"):
-            answer: Mapping[str, Any] = await self._client.head_object(Bucket=bucket, Key=key, **asked)
-        return answer
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectStat]:
         """A request per 1,000 objects; neither content type nor metadata."""
-        async for page in self._pages("list_objects_v2", f"list {self.location}{prefix}", prefix):
+        async for page in self._bucket.pages("list_objects_v2", f"list {self.location}{prefix}", prefix):
             for entry in page.get("Contents", ()):
-                yield ObjectStat(entry["Key"], entry["Size"], _etag(entry.get("ETag")))
-
-    async def _pages(self, operation: str, doing: str, prefix: str) -> AsyncIterator[Mapping[str, Any]]:
-        pages = aiter(self._client.get_paginator(operation).paginate(Bucket=self.bucket, Prefix=prefix))
-        while True:
-            async with self._request(doing):
-                page = await anext(pages, None)
-            if page is None:
-                return
-            yield page
+                yield ObjectStat(entry["Key"], entry["Size"], etag_of(entry.get("ETag")))
 
     async def delete(self, key: str) -> bool:
         """S3 answers the same whether the object was there or not, so a HEAD request looks first."""
         if await self.stat(key) is None:
             return False
-        async with self._request(f"delete {self.location}{key}"):
-            failpoint("s3.delete.before")
-            await self._client.delete_object(Bucket=self.bucket, Key=key)
-            failpoint("s3.delete.after")
+        await self._bucket.delete(key)
         return True
 
     async def copy_from(
-        self,
-        source: StorageBackend,
-        source_key: str,
-        key: str,
-        attributes: Attributes,
-        promise: Promise,
+        self, source: StorageBackend, source_key: str, key: str, attributes: Attributes, promise: Promise
     ) -> Receipt:
         """From any bucket at the same endpoint that these credentials may read; backends/s3_copy.py says how it is proven."""
         _check(key)
@@ -296,8 +238,8 @@ class S3Backend:
             raise NotFound(f"{origin.location}{origin_key} does not exist")
         try:
             # Seen by our own credentials too, and the same object: what has its name may be somebody else's.
-            seen = await self._head(
-                origin.bucket, origin_key, ChecksumMode="ENABLED", IfMatch=f'"{there.etag}"'
+            seen = await self._bucket.head(
+                origin_key, bucket=origin.bucket, ChecksumMode="ENABLED", IfMatch=f'"{there.etag}"'
             )
         except (Conflict, NotFound, PermissionDenied) as exc:
             raise Unsupported(f"{refusal}: {exc}") from exc
@@ -316,18 +258,7 @@ class S3Backend:
 
     async def health(self) -> None:
         """HeadBucket: the endpoint answers, the bucket exists, the credentials may list it."""
-        try:
-            async with self._request(f"open bucket {self.bucket}"):
-                answer = await self._client.head_bucket(Bucket=self.bucket)
-        except NotFound as exc:
-            raise NotFound(
-                f"bucket {self.bucket} does not exist; create it with: transload provision, or aws s3api create-bucket --bucket {self.bucket}"
-            ) from exc
-        except PermissionDenied as exc:
-            raise PermissionDenied(f"{exc}; the credentials need s3:ListBucket on {self.bucket}") from exc
-        region = answer.get("BucketRegion")
-        if not self._options.endpoint_url and region and region != self._client.meta.region_name:
-            raise StorageError(f"bucket {self.bucket} lies in {region}; configure region: {region}")
+        await self._bucket.health()
 
     async def _prove_encryption(self) -> None:
         """Raise unless the store encrypts as it is asked to; otherwise small objects might lie there as they are."""
@@ -344,48 +275,23 @@ class S3Backend:
 
         `older_than` has to exceed the longest write: an upload another process is still feeding looks the same.
         """
-        limit = datetime.now(UTC) - timedelta(seconds=older_than)
-        count = 0
-        async for page in self._pages("list_multipart_uploads", f"sweep {self.location}{prefix}", prefix):
-            for upload in page.get("Uploads", ()):
-                if upload["Initiated"] <= limit:
-                    count += await self._abort(upload["Key"], upload["UploadId"])
-        return count
-
-    async def _abort(self, key: str, upload_id: str) -> bool:
-        """False when its writer, or another sweep, has ended it meanwhile."""
-        try:
-            async with self._request(f"abort an upload of {self.location}{key}"):
-                failpoint("s3.sweep.before")
-                await self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
-                failpoint("s3.sweep.after")
-        except NotFound:
-            return False
-        return True
+        return await self._bucket.sweep(older_than, prefix)
 
     async def aclose(self) -> None:
         """Close aiobotocore's pool; obstore's goes with the last reference to it."""
         await self._resources.aclose()
 
-    def _request(self, doing: str) -> AbstractAsyncContextManager[None]:
-        return request(doing, self._options.request_timeout)
+
+def _own(options: BackendOptions) -> S3Options:
+    if not isinstance(options, S3Options):
+        raise TypeError(f"S3Backend takes S3Options, not {type(options).__name__}")
+    return options
 
 
 def _check(key: str) -> None:
     check_key(key)
     if any(character < " " or character == "\x7f" for character in key):
         raise InvalidKey(f"key {key!a} holds a control character, which S3's listings cannot carry")
-
-
-def _sums(sha256: str) -> tuple[str, str]:
-    """How S3 may tell that SHA-256: of a whole object, and of a multipart upload of one part."""
-    digest = bytes.fromhex(sha256)
-    of_parts = hashlib.sha256(digest).digest()
-    return base64.b64encode(digest).decode(), f"{base64.b64encode(of_parts).decode()}-1"
-
-
-def _etag(value: str | None) -> str | None:
-    return value.strip('"') if value else None
 
 
 def _retryable(exc: StorageError) -> StorageError:

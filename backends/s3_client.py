@@ -1,9 +1,11 @@
-"""The two clients of one bucket, configured alike. Used by backends/s3.py only.
+"""The two clients of one bucket, configured alike. Used by backends/s3.py; worker/provision/run.py makes its own clients by it.
 
 botocore resolves endpoint, region, certificates and credentials, once; obstore is told what it found, and so never looks
 at the environment by itself.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -15,6 +17,7 @@ from obstore.store import S3Store
 from pydantic import AliasChoices, ConfigDict, Field, model_validator
 
 from backends.aws_options import AwsOptions
+from backends.aws_session import open_session
 from backends.base import BackendOptions
 from backends.errors import PermissionDenied
 
@@ -136,6 +139,16 @@ class S3Options(BackendOptions, AwsOptions):
         )
 
 
+@asynccontextmanager
+async def clients(options: S3Options) -> AsyncIterator[tuple[Any, S3Store]]:
+    """The client of aiobotocore and the store of obstore."""
+    session = open_session(options)
+    async with session.create_client(
+        "s3", region_name=options.region, endpoint_url=options.endpoint_url, config=client_config(options)
+    ) as client:
+        yield client, _store_for(options, session, client)
+
+
 def client_config(options: S3Options) -> AioConfig:
     """For aiobotocore: timeouts, checksums, and the SDK's own retries."""
     by_name = {"addressing_style": "path" if options.by_path else "virtual"}
@@ -152,7 +165,7 @@ def client_config(options: S3Options) -> AioConfig:
     )
 
 
-def store_for(options: S3Options, session: AioSession, client: Any) -> S3Store:
+def _store_for(options: S3Options, session: AioSession, client: Any) -> S3Store:
     """The same bucket for obstore: the same endpoint, region, certificates and credentials as aiobotocore's."""
 
     async def credentials() -> "S3Credential":

@@ -6,11 +6,12 @@ carries it, not obstore: obstore abandons the upload when its future is cancelle
 """
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
+from backends.cancellation import to_the_end
 from backends.errors import Conflict, NotFound, StorageError, Unsupported
 from backends.failpoints import failpoint
 from backends.s3_errors import request
@@ -19,7 +20,6 @@ MAX_PARTS = 10_000
 MAX_PART_SIZE = 5 << 30
 """https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
 
-Result = TypeVar("Result")
 Part = dict[str, Any]
 """A part as Complete names it: `PartNumber`, `ETag`, and its checksum where the upload has one."""
 
@@ -188,18 +188,3 @@ class InFlight:
         self._done += [task.result() for task in done]
         for task in done:
             del self._flying[task]
-
-
-async def to_the_end(work: Awaitable[Result]) -> Result:
-    """Await `work` whole, though the caller is cancelled meanwhile; the cancellation is raised afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    result = task.result()
-    if cancelled is not None:
-        raise cancelled
-    return result

@@ -1,4 +1,4 @@
-"""One object of S3 read as a stream. Used by backends/s3.py only.
+"""One object of S3 read as a stream. Used by backends/s3.py and backends/s3_bucket.py only.
 
 obstore reads: it asks for the rest of an object whose connection broke, as long as the object is the same one.
 """

@@ -78,7 +78,7 @@ class SFTPBackend:
 
     @classmethod
     def location_of(cls, options: BackendOptions) -> str:
-        """`sftp://user@host/root/`, with the port where it is not 22."""
+        """`sftp://user@host/srv/`, with the port where it is not 22."""
         if not isinstance(options, SFTPOptions):
             raise TypeError(f"SFTPBackend takes SFTPOptions, not {type(options).__name__}")
         return options.location
@@ -95,7 +95,7 @@ class SFTPBackend:
 
     @property
     def location(self) -> str:
-        """`sftp://user@host/root/`, with the port where it is not 22."""
+        """`sftp://user@host/srv/`, with the port where it is not 22."""
         return self._location
 
     @property

@@ -91,7 +91,7 @@ class SFTPOptions(BackendOptions):
 
     @property
     def location(self) -> str:
-        """`sftp://user@host/root/`, with the port where it is not 22."""
+        """`sftp://user@host/srv/`, with the port where it is not 22."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port == 22 else f":{self.port}"
         return f"sftp://{quote(self.username, safe='')}@{host}{port}{quote(self.root.rstrip('/'))}/"

@@ -33,7 +33,7 @@ _BY_TYPE: tuple[tuple[type[Exception], type[StorageError]], ...] = (
 
 @contextmanager
 def translated(doing: str, missing: type[StorageError] = NotFound) -> Iterator[None]:
-    """Make requests. `doing` says what and where: `write sftp://user@host/root/key`."""
+    """Make requests. `doing` says what and where: `write sftp://user@host/srv/key`."""
     try:
         yield
     except (asyncssh.Error, OSError) as exc:

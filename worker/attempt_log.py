@@ -1,4 +1,4 @@
-"""What is known of earlier tries at a message, and what follows from it. Used by worker/service.py around each try.
+"""What is known of earlier tries at a message, and what follows from it. Used by worker/settling.py around each try.
 
 A message is counted against only for what it did itself: failures are noted in the ledger, and so is the beginning of every
 try at a message that came back, so that one which killed its process is known by the tries that never ended. What succeeded,

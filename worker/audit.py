@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from worker.ledger.base import AuditQuery, AuditRow, AuditSpan, Ledger
+from worker.ledger.base import Ledger
+from worker.ledger.values import AuditQuery, AuditRow, AuditSpan
 from worker.redaction import one_line, redact
 
 Format = Literal["csv", "jsonl"]

@@ -1,4 +1,4 @@
-"""The only place that constructs: settings in, connected parts out.
+"""The only place that constructs, with worker/stores.py for staging and targets: settings in, connected parts out.
 
 Called by worker/cli.py. Every part is opened inside an `AsyncExitStack`, so whatever was opened is closed again, in the
 opposite order, also when the next one fails.
@@ -12,17 +12,15 @@ from types import MappingProxyType
 
 from backends.base import StorageBackend
 from backends.errors import MissingExtra
-from backends.guards.breaker import CircuitState, breaker_of
-from backends.guards.stack import GuardOptions, guarded
+from backends.guards.breaker import breaker_of
 from backends.measured import MeasuredBackend, Observation
 from backends.registry import BACKENDS
 from handlers.bundle_closed import BundleClosedHandler
 from handlers.dispatch import Handlers
 from handlers.layouts import make_layout
-from handlers.plan import StagingSource
 from handlers.resource_fetched import ResourceFetchedHandler
 from handlers.routes import Match, Route, Routes, Target
-from worker import audit
+from worker import audit, stores
 from worker.budget import Budget
 from worker.circuits import Circuits
 from worker.disposition import RetryPolicy
@@ -41,12 +39,9 @@ from worker.queues.registry import QUEUES
 from worker.relay import Relay, RelaySettings
 from worker.service import Service, ServiceSettings
 from worker.settings import Settings
-from worker.settings_schema import RouteSettings, StagingSettings, TargetSettings
+from worker.settings_places import RouteSettings
+from worker.steps import steps_of
 from worker.uploads import UploadLog
-
-
-def _unheard(_: str, __: CircuitState) -> None:
-    """For those who do not listen."""
 
 
 def make_handlers(settings: Settings) -> Handlers:
@@ -55,14 +50,8 @@ def make_handlers(settings: Settings) -> Handlers:
         tuple(_route(settings, route) for route in settings.routes.values() if route.enabled),
         settings.queue.options.queue_name,
     )
-    return Handlers(ResourceFetchedHandler(staging_sources(settings), routes), BundleClosedHandler(routes))
-
-
-def staging_sources(settings: Settings) -> tuple[StagingSource, ...]:
-    """Where payloads may be read from."""
-    return tuple(
-        StagingSource(name, BACKENDS.load(staging.backend).location_of(staging.options), staging.prefix)
-        for name, staging in settings.staging.items()
+    return Handlers(
+        ResourceFetchedHandler(stores.staging_sources(settings), routes), BundleClosedHandler(routes)
     )
 
 
@@ -77,8 +66,8 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
         ledger = await stack.enter_async_context(open_ledger(settings, audit.worker()))
         queue = await stack.enter_async_context(open_queue(settings))
         publisher = await stack.enter_async_context(open_publisher(settings))
-        staging = await stack.enter_async_context(open_staging(settings))
-        targets = await stack.enter_async_context(open_targets(settings, metrics.circuit))
+        staging = await stack.enter_async_context(stores.open_staging(settings))
+        targets = await stack.enter_async_context(stores.open_targets(settings, metrics.circuit))
         health.schema_current = health.queue_reachable = True
         measured = _measured(targets, metrics, uploads=_upload_logs(settings))
         measured_staging = _measured(staging, metrics, "staging-")
@@ -104,6 +93,7 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             targets=measured,
             max_message_bytes=settings.worker.max_message_bytes,
             budget=budget,
+            spool=settings.home / "spool",
             on_complete=relay.wake,
         )
         if admin and settings.admin.enabled:
@@ -136,8 +126,8 @@ async def open_housekeeping(settings: Settings) -> AsyncIterator[Housekeeping]:
     """For one round of it, without a worker and whether or not a worker would do it."""
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(open_ledger(settings))
-        staging = await stack.enter_async_context(open_staging(settings))
-        targets = await stack.enter_async_context(open_targets(settings))
+        staging = await stack.enter_async_context(stores.open_staging(settings))
+        targets = await stack.enter_async_context(stores.open_targets(settings))
         yield _housekeeping(settings, ledger, staging, targets, Metrics())
 
 
@@ -145,7 +135,7 @@ async def open_housekeeping(settings: Settings) -> AsyncIterator[Housekeeping]:
 async def open_producer(settings: Settings) -> AsyncIterator[Producer]:
     """The fetcher's side: stages into the first staging source, announces on the queue."""
     async with AsyncExitStack() as stack:
-        source = staging_sources(settings)[0]
+        source = stores.staging_sources(settings)[0]
         chosen = settings.staging[source.name]
         staging = await BACKENDS.load(chosen.backend).connect(chosen.options)
         stack.push_async_callback(staging.aclose)
@@ -211,40 +201,6 @@ async def open_publisher(settings: Settings) -> AsyncIterator[Publisher]:
         await publisher.aclose()
 
 
-def open_staging(settings: Settings) -> AbstractAsyncContextManager[Mapping[str, StorageBackend]]:
-    """Every staging source with its guards, by name."""
-    return _opened(settings.staging, _unheard)
-
-
-def open_targets(
-    settings: Settings, on_circuit: Callable[[str, CircuitState], None] = _unheard
-) -> AbstractAsyncContextManager[Mapping[str, StorageBackend]]:
-    """Every target with its guards, by name; `on_circuit` hears of its circuit breaker."""
-    return _opened(settings.targets, on_circuit)
-
-
-@asynccontextmanager
-async def _opened(
-    places: Mapping[str, StagingSettings] | Mapping[str, TargetSettings],
-    on_circuit: Callable[[str, CircuitState], None],
-) -> AsyncIterator[Mapping[str, StorageBackend]]:
-    async with AsyncExitStack() as stack:
-        backends: dict[str, StorageBackend] = {}
-        for name, place in places.items():
-            backend = await BACKENDS.load(place.backend).connect(place.options)
-            stack.push_async_callback(backend.aclose)
-            guards = GuardOptions(
-                timeouts=place.timeouts,
-                rate_limit=place.rate_limit,
-                breaker=place.breaker,
-                retry=place.retry,
-                cache=place.cache,
-            )
-            backends[name] = await guarded(backend, guards, partial(on_circuit, name))
-            stack.push_async_callback(backends[name].aclose)
-        yield backends
-
-
 def _housekeeping(
     settings: Settings,
     ledger: Ledger,
@@ -256,7 +212,7 @@ def _housekeeping(
     deleting = {name: source for name, source in settings.staging.items() if source.delete_published}
     return Housekeeping(
         ledger=ledger,
-        sources=staging_sources(settings),
+        sources=stores.staging_sources(settings),
         deletable={name: staging[name] for name in deleting},
         places=[
             *(
@@ -338,7 +294,8 @@ def _route(settings: Settings, route: RouteSettings) -> Route:
         "url": route.url,
         "content_type": route.content_type,
     }
-    return Route(route.name, tuple(_target(settings, route, name) for name in names), Match(asked))
+    targets = tuple(_target(settings, route, name) for name in names)
+    return Route(route.name, targets, Match(asked), steps_of(route), route.limits)
 
 
 def _target(settings: Settings, route: RouteSettings, name: str) -> Target:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from worker.ledger.base import BundleState, BundleTransfer, Ledger
+from worker.ledger.base import Ledger
+from worker.ledger.values import BundleState, BundleTransfer
 
 TargetState = Literal["waiting", "stored", "incomplete"]
 """waiting: the bundle is open. stored: all its payloads lie there. incomplete: a payload was tried and is missing."""

@@ -33,14 +33,16 @@ from worker import (
     logs,
     render,
     render_objects,
+    stores,
 )
 from worker import demo as demonstration
 from worker.bundle_status import BundleStatus, bundle_status
 from worker.failpoints import FailpointError
 from worker.health import AdminError
 from worker.invocation import AsJson, Bid, Invocation
-from worker.ledger.base import BundleState, LedgerError
+from worker.ledger.base import LedgerError
 from worker.ledger.database import migrate as migrate_database
+from worker.ledger.values import BundleState
 from worker.producer import ProducerError
 from worker.publishers.base import PublishError
 from worker.publishers.embedded import EmbeddedPublisher
@@ -286,7 +288,7 @@ def verify(context: typer.Context, bid: Bid, as_json: AsJson = False) -> None:
     settings = Invocation.of(context).settings(quiet=True)
 
     async def work() -> Any:
-        async with bootstrap.open_ledger(settings) as ledger, bootstrap.open_targets(settings) as targets:
+        async with bootstrap.open_ledger(settings) as ledger, stores.open_targets(settings) as targets:
             found = await ledger.bundle(bid)
             if found is None:
                 raise LedgerError(f"no bundle {bid}; `transload bundles` lists them")

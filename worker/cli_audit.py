@@ -10,7 +10,7 @@ import typer
 
 from worker import audit, bootstrap, invocation, moments, objects, render
 from worker.invocation import Invocation
-from worker.ledger.base import AuditQuery
+from worker.ledger.values import AuditQuery
 
 app = typer.Typer(
     no_args_is_help=True,

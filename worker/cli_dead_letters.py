@@ -9,7 +9,8 @@ import typer
 from worker import bootstrap, invocation, render, render_waiting
 from worker.dead_letters import FIELDS, Condition, Letter, Look, Selection, look_at
 from worker.invocation import AsJson, Invocation
-from worker.ledger.base import AuditRecord, Ledger
+from worker.ledger.base import Ledger
+from worker.ledger.values import AuditRecord
 from worker.queues.base import Queue, QueueError
 from worker.redrive import DONE, FAILED, MAX_REDRIVES, Outcome, Pace, Purge, Redrive, Run
 from worker.settings import Settings

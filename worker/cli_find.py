@@ -1,19 +1,14 @@
 """`transload find`: the ledger as the index of what is stored. Added by worker/cli.py."""
 
 import re
-from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
-from typing import Annotated, Final
+from datetime import UTC, datetime
+from typing import Annotated
 
 import typer
 
-from worker import bootstrap, invocation, render, render_objects
+from worker import bootstrap, invocation, moments, render, render_objects
 from worker.invocation import AsJson, Invocation
-from worker.ledger.base import Search
-
-_UNITS: Final = MappingProxyType({"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"})
-_AGO: Final = re.compile(r"(\d{1,9})([smhdw])")
-_TIME_HELP: Final = "2h, 3d, 2w ago; or 2026-11-21, 2026-11-21T05:00, in UTC unless an offset is given."
+from worker.ledger.values import Search
 
 
 def find(
@@ -32,7 +27,7 @@ def find(
         int | None, typer.Option(min=0, max=999, metavar="N", help="The status code it was fetched with.")
     ] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="T", help=f"Stored then or later: {_TIME_HELP}")
+        str | None, typer.Option(metavar="T", help=f"Stored then or later: {moments.HELP}")
     ] = None,
     until: Annotated[str | None, typer.Option(metavar="T", help="Stored before then.")] = None,
     sha256: Annotated[
@@ -89,11 +84,6 @@ def _time(text: str | None, now: datetime, option: str) -> int | None:
     if text is None:
         return None
     try:
-        if ago := _AGO.fullmatch(text):
-            then = now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        else:
-            then = datetime.fromisoformat(text)
-            then = then if then.tzinfo else then.replace(tzinfo=UTC)
-        return int(then.timestamp() * 1000)
-    except (ValueError, OverflowError) as exc:
-        raise typer.BadParameter(f"{text!r} is no time; use {_TIME_HELP}", param_hint=option) from exc
+        return moments.milliseconds(text, now)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint=option) from exc

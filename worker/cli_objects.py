@@ -12,7 +12,8 @@ import typer
 from backends.errors import NotFound, StorageError
 from worker import bootstrap, invocation, objects, render, render_objects
 from worker.invocation import AsJson, Invocation
-from worker.ledger.base import AuditRecord, LedgerError
+from worker.ledger.base import LedgerError
+from worker.ledger.values import AuditRecord
 from worker.objects import Address, Copied, Download, Known
 from worker.settings import Settings
 

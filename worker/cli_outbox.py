@@ -6,7 +6,8 @@ import typer
 
 from worker import bootstrap, invocation, render, render_waiting
 from worker.invocation import AsJson, Bid, Invocation
-from worker.ledger.base import BundleRecord, LedgerError, OutboxEntry, OutboxState
+from worker.ledger.base import LedgerError
+from worker.ledger.values import BundleRecord, OutboxEntry, OutboxState
 from worker.notification import event_id
 
 app = typer.Typer(

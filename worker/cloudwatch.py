@@ -24,7 +24,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Sample
 
 from backends.aws_session import open_session
-from worker.settings_schema import CloudWatchSettings
+from worker.settings_process import CloudWatchSettings
 
 MOST_DATA: Final = 1000
 """Most metrics of one request."""

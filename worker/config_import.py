@@ -12,8 +12,10 @@ from typing import Final
 import yaml
 
 from worker.config_file import SettingsError, read_file
-from worker.config_import_shapes import from_fluxforge, from_medallion, from_vcon
+from worker.config_import_fluxforge import from_fluxforge
+from worker.config_import_medallion import from_medallion
 from worker.config_import_source import Entry, Imported, Source
+from worker.config_import_vcon import from_vcon
 from worker.redaction import one_line
 
 _WIDTH: Final = 120

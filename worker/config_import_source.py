@@ -1,6 +1,6 @@
 """Reading another tool's configuration so that nothing in it is overlooked, and holding what became of it.
 
-Used by worker/config_import.py and worker/config_import_shapes.py.
+Used by worker/config_import.py and by worker/config_import_{vcon,medallion,fluxforge}.py, one for each foreign shape.
 """
 
 import difflib

@@ -13,8 +13,9 @@ from typing import Any
 
 from rich.markup import escape
 
-from worker import bootstrap, render
-from worker.ledger.base import BundleRecord, LedgerError
+from worker import bootstrap, render, stores
+from worker.ledger.base import LedgerError
+from worker.ledger.values import BundleRecord
 from worker.local_files import LocalBundle, folders_of, publish
 from worker.producer import ProducerError
 from worker.publishers.embedded import EmbeddedPublisher
@@ -108,7 +109,7 @@ async def _work(settings: Settings, bundles: Sequence[LocalBundle]) -> tuple[flo
 async def _check(
     settings: Settings, bundles: Sequence[LocalBundle]
 ) -> tuple[Sequence[BundleRecord], Sequence[Verification], Sequence[str]]:
-    async with bootstrap.open_ledger(settings) as ledger, bootstrap.open_targets(settings) as targets:
+    async with bootstrap.open_ledger(settings) as ledger, stores.open_targets(settings) as targets:
         records = []
         for bundle in bundles:
             record = await ledger.bundle(bundle.bid)

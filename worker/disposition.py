@@ -1,6 +1,6 @@
 """The only place that turns a failure into a fate: `Ack`, `Retry` or `Dead`.
 
-Pure, but for the randomness it is given. Called by worker/service.py with what worker/pipeline.py raised.
+Pure, but for the randomness it is given. Called by worker/settling.py with what worker/pipeline.py raised.
 """
 
 from collections.abc import Callable, Sequence

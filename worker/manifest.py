@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from backends.base import Attributes, StorageBackend
 from backends.failpoints import failpoint
 from handlers.plan import BundleTarget
-from worker.ledger.base import BundleRecord, Ledger, StoredObject, StoredResource
+from worker.ledger.base import Ledger
+from worker.ledger.values import BundleRecord, StoredObject, StoredResource
 from worker.notification import event_id
 
 
@@ -82,7 +83,7 @@ async def manifest(
 
 
 def _listed(resource: StoredResource, stored: StoredObject) -> dict[str, object]:
-    return {
+    facts: dict[str, object] = {
         "key": stored.key,
         "size": stored.size,
         "sha256": stored.sha256,
@@ -91,6 +92,13 @@ def _listed(resource: StoredResource, stored: StoredObject) -> dict[str, object]
         "status_code": resource.status_code,
         "meta": resource.meta,
     }
+    if stored.member is not None:
+        facts["member"] = stored.member
+    if (before := resource.before) is not None:
+        facts["payload"] = {"size": before.size, "sha256": before.sha256}
+        facts["transforms"] = before.steps
+        facts["notes"] = before.notes
+    return facts
 
 
 _JSON = Attributes("application/json")

@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from backends.guards.breaker import CircuitState
 from backends.measured import Observation
-from worker.ledger.base import BundleState, Summary
+from worker.ledger.values import BundleState, Summary
 
 WAITING_BUCKETS: Final = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0)
 """Seconds something waits: queues, bundles still open, completions not yet out."""

@@ -18,8 +18,9 @@ from typing import BinaryIO, Final, Literal
 from backends.base import StorageBackend
 from backends.errors import IntegrityError, StorageError
 from backends.failpoints import failpoint
-from worker import bootstrap
-from worker.ledger.base import Found, Ledger, Search, StoredObject
+from worker import stores
+from worker.ledger.base import Ledger
+from worker.ledger.values import Found, Search, StoredObject
 from worker.settings import Settings
 
 STAGING: Final = "staging"
@@ -78,10 +79,10 @@ async def opened(settings: Settings, address: Address) -> AsyncIterator[StorageB
     """That one place with its guards; the others may be down. Raises `StorageError`."""
     if address.kind == "target":
         only = {"targets": {address.name: settings.targets[address.name]}}
-        places = bootstrap.open_targets(settings.model_copy(update=only))
+        places = stores.open_targets(settings.model_copy(update=only))
     else:
         sources = {STAGING: {address.name: settings.staging[address.name]}}
-        places = bootstrap.open_staging(settings.model_copy(update=sources))
+        places = stores.open_staging(settings.model_copy(update=sources))
     async with places as connected:
         yield connected[address.name]
 

@@ -1,10 +1,11 @@
 """The whole path of one message, on one screen.
 
-Called by worker/service.py for every delivery. What it raises, worker/disposition.py turns into a fate.
+Called by worker/settling.py for every delivery. What it raises, worker/disposition.py turns into a fate.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
@@ -14,19 +15,12 @@ from handlers.dispatch import Handlers
 from handlers.errors import Refused
 from handlers.execute import READ_AHEAD, Executed, Miss, Placement, execute
 from handlers.messages import Command, decode
+from handlers.payload import Before
 from handlers.plan import ClosePlan, Plan, StorePlan
 from worker.budget import Budget
 from worker.delivery import Delivery
-from worker.ledger.base import (
-    Close,
-    Entry,
-    Ledger,
-    LedgerError,
-    Recorded,
-    StoredObject,
-    StoredResource,
-    Transfer,
-)
+from worker.ledger.base import Ledger, LedgerError
+from worker.ledger.values import Close, Entry, Recorded, StoredObject, StoredResource, Transfer
 from worker.manifest import Manifests
 from worker.queues.base import Ack, Disposition
 
@@ -43,11 +37,13 @@ class Pipeline:
         targets: Mapping[str, StorageBackend],
         max_message_bytes: int,
         budget: Budget,
+        spool: Path,
         on_complete: Callable[[], None],
     ) -> None:
         """`staging` and `targets` hold a connected backend for every name the handlers plan with.
 
-        `budget` is the memory all transfers of this process share.
+        `budget` is the memory all transfers of this process share, `spool` a directory for payloads that have to be read from
+        their end.
         `on_complete` is called when a bundle was completed here.
         """
         self._ledger = ledger
@@ -56,6 +52,7 @@ class Pipeline:
         self._targets = targets
         self._max_message_bytes = max_message_bytes
         self._budget = budget
+        self._spool = spool
         self._on_complete = on_complete
         self._manifests = Manifests(ledger, targets)
         self._log = structlog.get_logger("pipeline")
@@ -98,11 +95,10 @@ class Pipeline:
         required = [miss for miss in executed.misses if miss.write.required]
         if required:
             if several:
-                await self._ledger.note_transfers(
-                    _entry(plan), [*map(_landed, executed.placements), *map(_missed, executed.misses)]
-                )
+                await self._ledger.note_transfers(_entry(plan), _notes(executed))
             raise _reason(required)
-        entry = _entry(plan, placements, tuple(map(_missed, executed.misses)))
+        missing = tuple(map(_missed, executed.misses))
+        entry = _entry(plan, placements, missing, executed.before)
         recorded = await self._ledger.record(entry)
         self._tell(plan.command, recorded)
         if recorded.unsettled:
@@ -122,15 +118,21 @@ class Pipeline:
         plan = self._handlers.plan(command)
         delivery.route = plan.route
         if isinstance(plan, StorePlan):
-            wanted = {transfer.target for transfer in transfers if transfer.stored is None}
+            wanted = {each.target for each in transfers if each.stored is None or plan.transforms}
             left = replace(plan, writes=tuple(write for write in plan.writes if write.target in wanted))
+            if gone := wanted - {write.target for write in left.writes}:
+                self._log.warning(
+                    "a payload is not owed any more: its route names these targets no longer",
+                    route=plan.route,
+                    targets=sorted(gone),
+                )
             # What was noted may not have been settled: a crash, or another delivery, came between.
-            noted = tuple(_placed(transfer.stored) for transfer in transfers if transfer.stored is not None)
-            executed = await self._execute(left, delivery)
-            await self._ledger.settle(
-                _entry(plan, (*noted, *executed.placements)),
-                [*map(_landed, executed.placements), *map(_missed, executed.misses)],
+            noted = tuple(
+                _placed(each.stored) for each in transfers if each.stored is not None and not plan.transforms
             )
+            executed = await self._execute(left, delivery)
+            entry = _entry(plan, (*noted, *executed.placements))
+            await self._ledger.settle(entry, _notes(executed))
             if executed.misses:
                 raise _reason(executed.misses)
             await self._complete_manifests(command.bundle.bid, {transfer.target for transfer in transfers})
@@ -149,6 +151,9 @@ class Pipeline:
 
     async def _had(self, plan: StorePlan) -> tuple[Placement, ...]:
         """What an earlier try has left where it is to be."""
+        if plan.transforms:
+            # What the payload becomes there may be many objects: doing it again finds them.
+            return ()
         keys = {write.target: write.key for write in plan.writes}
         return tuple(
             _placed(transfer.stored)
@@ -169,12 +174,14 @@ class Pipeline:
 
         async with delivery.kept_alive(), self._budget.hold(self._memory(plan)):
             delivery.begun = True
-            return await execute(plan, self._staging, self._targets, placed)
+            return await execute(plan, self._staging, self._targets, placed, self._spool)
 
     def _memory(self, plan: StorePlan) -> int:
         """Bytes its transfer holds at most: what is read ahead, and what each target buffers, but never more than the payload."""
         buffers = [self._targets[write.target].write_buffer for write in plan.writes]
         most = READ_AHEAD * CHUNK_SIZE + sum(buffers)
+        if plan.transforms:
+            return most + plan.limits.memory
         if plan.source.size is None:
             return most
         return min(plan.source.size * max(1, len(buffers)), most)
@@ -229,15 +236,27 @@ def _missed(miss: Miss) -> Transfer:
     return Transfer(miss.write.target, error=f"{type(miss.error).__name__}: {miss.error}")
 
 
+def _notes(executed: Executed) -> list[Transfer]:
+    """What became of the payload, once for each target."""
+    landed = {placement.target: _landed(placement) for placement in executed.placements}
+    return [*landed.values(), *map(_missed, executed.misses)]
+
+
 def _placed(stored: StoredObject) -> Placement:
     receipt = Receipt(stored.key, stored.size, stored.sha256, stored.etag, stored.version, created=False)
-    return Placement(stored.target, receipt)
+    return Placement(stored.target, receipt, stored.member or "")
 
 
 def _object(placement: Placement) -> StoredObject:
     receipt = placement.receipt
     return StoredObject(
-        placement.target, receipt.key, receipt.size, receipt.sha256, receipt.etag, receipt.version
+        placement.target,
+        receipt.key,
+        receipt.size,
+        receipt.sha256,
+        receipt.etag,
+        receipt.version,
+        placement.member or None,
     )
 
 
@@ -245,6 +264,7 @@ def _entry(
     plan: Plan,
     placements: tuple[Placement, ...] = (),
     missing: tuple[Transfer, ...] = (),
+    before: Before | None = None,
 ) -> Entry:
     bundle = plan.command.bundle
     return Entry(
@@ -256,7 +276,7 @@ def _entry(
         resources_count=bundle.resources_count,
         meta=bundle.meta,
         targets=plan.bundle_targets,
-        resource=_stored(plan, placements) if isinstance(plan, StorePlan) else None,
+        resource=_stored(plan, placements, before) if isinstance(plan, StorePlan) else None,
         close=_close(plan) if isinstance(plan, ClosePlan) else None,
         missing=missing,
     )
@@ -266,7 +286,7 @@ def _close(plan: ClosePlan) -> Close:
     return Close(plan.command.bundle.resources_count, plan.command.bundle.metadata)
 
 
-def _stored(plan: StorePlan, placements: tuple[Placement, ...]) -> StoredResource:
+def _stored(plan: StorePlan, placements: tuple[Placement, ...], before: Before | None) -> StoredResource:
     resource = plan.command.resource
     return StoredResource(
         resource_id=plan.resource_id,
@@ -276,4 +296,6 @@ def _stored(plan: StorePlan, placements: tuple[Placement, ...]) -> StoredResourc
         meta=resource.meta,
         location=plan.command.payload.location,
         objects=tuple(_object(placement) for placement in placements),
+        # Where nothing was done and there is nothing to tell, the object says it all.
+        before=before if before is not None and (before.steps or before.notes) else None,
     )

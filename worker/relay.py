@@ -12,18 +12,18 @@ from dataclasses import dataclass
 
 import structlog
 
-from backends.base import Attributes, StorageBackend
+from backends.base import StorageBackend
 from backends.errors import StorageError
 from backends.failpoints import failpoint
 from handlers.plan import BundleTarget
 from worker import notification
 from worker.disposition import RetryPolicy
-from worker.ledger.base import BundleRecord, Ledger, LedgerError, OutboxRow
+from worker.ledger.base import Ledger, LedgerError
+from worker.ledger.values import BundleRecord, OutboxRow
 from worker.manifest import Manifests, TargetGone
 from worker.metrics import Metrics
 from worker.publishers.base import Notification, Publisher
 
-_JSON = Attributes("application/json")
 _GATHERING = 0.25
 """Seconds in which finished manifests are gathered for one publication."""
 _FINALIZED_AT_ONCE = 8

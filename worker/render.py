@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 
 from handlers.plan import ClosePlan, Plan
-from worker.ledger.base import BundleRecord, OutboxEntry, StoredResource, Summary
+from worker.ledger.values import BundleRecord, OutboxEntry, StoredResource, Summary
 from worker.local_files import LocalBundle
 from worker.notification import timestamp
 from worker.queues.base import Depth
@@ -230,6 +230,8 @@ def _plan_facts(planned: Plan) -> dict[str, Any]:
         facts["resources_count"] = planned.command.bundle.resources_count
     else:
         facts["source"] = f"{planned.source.staging}: {planned.source.key}"
+        if planned.transforms:
+            facts["transforms"] = [{"step": step.name} for step in planned.transforms]
         facts["writes"] = [
             {"target": write.target, "key": write.key, "sidecar": write.sidecar_key}
             for write in planned.writes

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from backends.base import ObjectStat
 from worker.bundle_status import BundleStatus
-from worker.ledger.base import Found
+from worker.ledger.values import Found
 from worker.notification import timestamp
 from worker.objects import Address, Copied, Known
 from worker.redaction import one_line

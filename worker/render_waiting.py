@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from worker.dead_letters import NOTHING, Letter
-from worker.ledger.base import OutboxEntry
+from worker.ledger.values import OutboxEntry
 from worker.notification import timestamp
 from worker.redaction import one_line
 from worker.redrive import FAILED, Outcome

@@ -26,9 +26,11 @@ _FALSE: Final = frozenset({"false", "0", "no", "off"})
 def read_seed_environment(environ: Mapping[str, str]) -> Draft:
     """A draft with target `main` and the publisher as the variables say; an empty one when none is set."""
     draft = Draft(source="environment", base=Path.cwd())
-    for name, what in ((UNZIP, "unzipping"), (BUNDLER, "bundling")):
-        if (environ.get(name) or "false").strip().lower() not in _FALSE:
-            _add(draft, name, f"{what} is not available in this version; unset it")
+    if _is_on(environ, UNZIP):
+        draft.values["routes"] = {"default": {"transforms": ["gunzip", "unzip"]}}
+        draft.origins["routes", "default", "transforms"] = f"environment {UNZIP}"
+    if _is_on(environ, BUNDLER):
+        _add(draft, BUNDLER, "bundling is not available in this version; unset it")
     kind = environ.get(TYPE)
     if kind == "s3":
         _put_bucket(draft, environ)
@@ -41,6 +43,10 @@ def read_seed_environment(environ: Mapping[str, str]) -> Draft:
     if environ.get(QUEUE_URL):
         _put_publisher(draft, environ)
     return draft
+
+
+def _is_on(environ: Mapping[str, str], name: str) -> bool:
+    return (environ.get(name) or "false").strip().lower() not in _FALSE
 
 
 def _put_bucket(draft: Draft, environ: Mapping[str, str]) -> None:

@@ -15,30 +15,19 @@ from typing import Any
 
 import structlog
 
-from backends.errors import IntegrityError, StorageError
-from handlers.errors import HandlerError
 from worker.attempt_log import AttemptLog
-from worker.attempts import Attempt
 from worker.circuits import Circuits
-from worker.delivery import Delivery, LeaseKeeper, LeaseLost
-from worker.disposition import Failure, RetryPolicy, decide
+from worker.delivery import LeaseKeeper
+from worker.disposition import RetryPolicy
 from worker.health import Health
 from worker.housekeeping import Housekeeping
 from worker.intake_gate import IntakeGate
 from worker.ledger.base import Ledger, LedgerError
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
-from worker.queues.base import (
-    REDRIVES_ATTRIBUTE,
-    Ack,
-    Dead,
-    Disposition,
-    Message,
-    Queue,
-    QueueError,
-    Retry,
-)
+from worker.queues.base import REDRIVES_ATTRIBUTE, Message, Queue, QueueError
 from worker.relay import Relay
+from worker.settling import Settler
 
 _TICK = 0.5
 _GAUGES_EVERY = 5.0
@@ -62,17 +51,6 @@ class ServiceSettings:
     drain_timeout: float = 25.0
 
 
-@dataclass(slots=True)
-class Progress:
-    """What this process has done so far, for a progress display."""
-
-    acked: int = 0
-    retried: int = 0
-    dead: int = 0
-    settled_at: float = 0.0
-    """When the last message was settled, by the monotonic clock."""
-
-
 class Service:
     """One worker process's work. `run` returns when it was told to stop, or was idle and asked to end then."""
 
@@ -93,29 +71,35 @@ class Service:
     ) -> None:
         """Takes connected parts; whoever made them closes them after `run`. Without `housekeeping` nothing is swept."""
         self._queue = queue
-        self._pipeline = pipeline
         self._relay = relay
         self._ledger = ledger
         self._housekeeping = housekeeping
         self._settings = settings
-        self._retry = retry
-        self._random = random
         self._metrics = metrics
         self._health = health
         self._circuits = circuits
         self._leases = LeaseKeeper(queue, metrics)
-        self._attempts = AttemptLog(
+        attempts = AttemptLog(
             ledger,
             queue.name,
             retry.max_attempts,
             on_silence=lambda why: self._gate.close(why),  # noqa: PLW0108 - each of the two knows the other
         )
-        self._gate = IntakeGate(ledger, health, random, self._attempts.pay_owed)
+        self._gate = IntakeGate(ledger, health, random, attempts.pay_owed)
+        self._settler = Settler(
+            queue=queue.name,
+            pipeline=pipeline,
+            attempts=attempts,
+            retry=retry,
+            random=random,
+            metrics=metrics,
+            on_silence=self._gate.close,
+        )
         self._stopping = asyncio.Event()
         self._in_work: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
         self._log = structlog.get_logger("service")
-        self.progress = Progress()
+        self.progress = self._settler.progress
 
     def stop(self) -> None:
         """Take nothing more; finish or give back what is in work; return from `run`."""
@@ -207,7 +191,7 @@ class Service:
 
     async def _start(self, messages: Sequence[Message]) -> None:
         for delivery in await self._leases.hold(messages):
-            task = asyncio.create_task(self._handle(delivery), name=f"message-{delivery.message.id}")
+            task = asyncio.create_task(self._settler.handle(delivery), name=f"message-{delivery.message.id}")
             self._in_work.add(task)
             task.add_done_callback(self._finished)
         self._metrics.messages_in_flight.set(len(self._in_work))
@@ -218,82 +202,6 @@ class Service:
         self._freed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._log.error("a delivery was left to its lease", exc_info=error)
-
-    async def _handle(self, delivery: Delivery) -> None:
-        """Work on one delivery and settle it. Its log lines carry the message's id, and the bid once it is known."""
-        structlog.contextvars.bind_contextvars(message=delivery.message.id)
-        try:
-            await self._work_on(delivery)
-        except LeaseLost as exc:
-            self._log.warning("given up", error=str(exc))
-        except asyncio.CancelledError:
-            if not delivery.settling:
-                with suppress(QueueError):
-                    await delivery.settle(Retry(0))
-            raise
-        finally:
-            # Whatever happened: a message nobody works on must not keep its lease.
-            delivery.abandon()
-
-    async def _work_on(self, delivery: Delivery) -> None:
-        started = time.monotonic()
-        disposition = await self._disposition(delivery)
-        outcome = type(disposition).__name__.lower()
-        self._metrics.message_process_seconds.labels(route=delivery.route, outcome=outcome).observe(
-            time.monotonic() - started
-        )
-        try:
-            settled = await _settled(delivery, disposition)
-        except QueueError as exc:
-            self._log.warning("not settled; the message comes back", outcome=outcome, error=str(exc))
-            return
-        if settled:
-            self._count(disposition, outcome)
-        else:
-            self._log.warning("the lease had passed; the message comes back", outcome=outcome)
-
-    async def _disposition(self, delivery: Delivery) -> Disposition:
-        message = delivery.message
-        earlier: Sequence[Attempt] = ()
-        try:
-            earlier = await self._attempts.earlier(message)
-            # It may have been the answer that never came to be given.
-            if self._attempts.is_given_up(earlier) and (known := await self._pipeline.known(delivery.body)):
-                return known
-            async with self._attempts.trying(delivery, earlier):
-                return await self._pipeline.process(delivery)
-        except LeaseLost:
-            raise
-        except Exception as exc:  # noqa: BLE001 - decide() is where every failure ends
-            return self._fate(message, Failure.of(exc, time.time()), earlier)
-
-    def _fate(self, message: Message, failure: Failure, earlier: Sequence[Attempt]) -> Disposition:
-        error = failure.error
-        if isinstance(error, IntegrityError):
-            self._metrics.integrity_failures.inc()
-        if isinstance(error, LedgerError) and not failure.counts:
-            self._gate.close(str(error))
-        disposition = decide(failure, earlier, message.receive_count, self._retry, self._random)
-        self._log.warning(
-            "message failed",
-            attempt=len(earlier) + 1,
-            error=str(error),
-            fate=_shown(disposition),
-            exc_info=error if _unforeseen(error) else None,
-        )
-        return disposition
-
-    def _count(self, disposition: Disposition, outcome: str) -> None:
-        self._metrics.messages_settled.labels(queue=self._queue.name, outcome=outcome).inc()
-        self._metrics.last_progress_timestamp.set_to_current_time()
-        self.progress.settled_at = time.monotonic()
-        if isinstance(disposition, Ack):
-            self.progress.acked += 1
-        elif isinstance(disposition, Dead):
-            self._metrics.dead_letters.labels(queue=self._queue.name, reason=disposition.reason).inc()
-            self.progress.dead += 1
-        else:
-            self.progress.retried += 1
 
     async def _is_idle(self) -> bool:
         """Nothing waits, is in work or comes back, and every completion is out. Looked at twice: queues approximate."""
@@ -315,9 +223,8 @@ class Service:
         self._relay.stop()
         if self._in_work:
             self._log.info("given back", messages=len(self._in_work))
-        for task in self._in_work:
-            task.cancel()
-        if self._in_work:
+            for task in self._in_work:
+                task.cancel()
             await asyncio.wait(self._in_work, timeout=_LAST_WORDS)
         await asyncio.wait([relay], timeout=max(0.0, deadline - loop.time()))
         if relay.done():
@@ -369,25 +276,3 @@ async def _within(seconds: float, waiting: Coroutine[Any, Any, Any]) -> None:
 async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
-
-
-async def _settled(delivery: Delivery, disposition: Disposition) -> bool:
-    """Settle, and do not let a drain break it off: half a settlement and a second one are two answers."""
-    settling = asyncio.ensure_future(delivery.settle(disposition))
-    try:
-        return await asyncio.shield(settling)
-    except asyncio.CancelledError:
-        await asyncio.wait({settling})
-        raise
-    finally:
-        settling.cancel()
-
-
-def _shown(disposition: Disposition) -> str:
-    """For a log line, which needs no attempt log."""
-    return f"dead: {disposition.reason}" if isinstance(disposition, Dead) else str(disposition)
-
-
-def _unforeseen(error: Exception) -> bool:
-    """Whether the error needs a traceback: it is none of the kinds the rooms promise to raise."""
-    return not isinstance(error, (HandlerError, StorageError, LedgerError, QueueError))

@@ -5,56 +5,50 @@ arguments. Any key `X_env` names the variable that holds X. Relative paths start
 working directory where there is no file. docs/configuration.md is the reference.
 """
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, SecretStr, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ValidationError
 
 from backends.base import BackendOptions
 from backends.errors import MissingExtra
 from backends.registry import BACKENDS, BrokenAdapter, Registry
-from handlers.layouts import may_meet
+from handlers.transforms.registry import TRANSFORMS
 from worker.config_environment import overlay, resolve_references
-from worker.config_file import (
-    FILE_VARIABLE,
-    UNRESOLVED,
-    Draft,
-    KeyPath,
-    SettingsError,
-    read_file,
-)
+from worker.config_file import FILE_VARIABLE, UNRESOLVED, Draft, KeyPath, SettingsError, read_file
 from worker.provision.settings import ProvisionSettings
 from worker.publishers.base import PublisherOptions
 from worker.publishers.registry import PUBLISHERS
 from worker.queues.base import QueueOptions
 from worker.queues.registry import QUEUES
-from worker.redaction import is_secret_name, redact
 from worker.seed_environment import read_seed_environment
-from worker.settings_reference import json_schema
-from worker.settings_schema import (
+from worker.settings_checks import check_layouts, check_overlaps
+from worker.settings_json_schema import json_schema
+from worker.settings_places import (
     HOME_DEFAULTS,
+    PublisherSettings,
+    QueueSettings,
+    RouteSettings,
+    StagingSettings,
+    StepSettings,
+    TargetSettings,
+)
+from worker.settings_problems import describe, holds, suggest, unknown
+from worker.settings_process import (
     AdminSettings,
     AuditSettings,
     CloudWatchSettings,
     HousekeepingSettings,
     LedgerSettings,
     LogSettings,
-    PublisherSettings,
-    QueueSettings,
     RelaySettings,
-    RouteSettings,
-    Settings,
-    StagingSettings,
-    TargetSettings,
     WorkerSettings,
     sqlite_url,
 )
+from worker.settings_schema import Settings
 
 __all__ = ["Settings", "SettingsError", "json_schema", "load_settings"]
 
@@ -109,12 +103,12 @@ class _Builder:
     def build(self) -> Settings | None:
         for key in self._draft.values:
             if key not in Settings.model_fields:
-                self._draft.add((key,), _unknown(key, Settings.model_fields))
+                self._draft.add((key,), unknown(key, Settings.model_fields))
         queue = self._adapter(QueueSettings, QUEUES, QueueOptions, ("queue",))
         publisher = self._adapter(PublisherSettings, PUBLISHERS, PublisherOptions, ("publisher",))
         staging = self._places(StagingSettings, "staging")
         targets = self._places(TargetSettings, "targets")
-        _check_overlaps(self._draft, staging, targets)
+        check_overlaps(self._draft, staging, targets)
         worker = self._plain(WorkerSettings, "worker")
         relay = self._plain(RelaySettings, "relay")
         housekeeping = self._plain(HousekeepingSettings, "housekeeping")
@@ -124,12 +118,10 @@ class _Builder:
         cloudwatch = self._plain(CloudWatchSettings, "cloudwatch")
         provision = self._plain(ProvisionSettings, "provision")
         ledger, routes = self._ledger(), self._routes()
-        _check_layouts(self._draft, targets, routes)
-        if not (queue and publisher and worker and relay and housekeeping and admin and logs and ledger):
+        check_layouts(self._draft, targets, routes)
+        if not (queue and publisher and ledger and worker and relay and housekeeping and admin and logs):
             return None
-        if not (audit and cloudwatch):
-            return None
-        if provision is None:
+        if not (audit and cloudwatch and provision):
             return None
         return Settings(
             home=self._home,
@@ -170,6 +162,7 @@ class _Builder:
     def _route(self, name: str, known: tuple[str, ...]) -> RouteSettings | None:
         path = ("routes", name)
         values = {**self._draft.mapping(path), "name": name}
+        values["transforms"] = self._steps(path, values.get("transforms"))
         route = self._validate(RouteSettings, values, path, set(RouteSettings.model_fields) - {"name"})
         if route is None:
             return None
@@ -177,7 +170,7 @@ class _Builder:
             names: tuple[str, ...] = getattr(route, key)
             for target in names:
                 if target not in known:
-                    self._draft.add((*path, key), f"no target is named {target!r}; {_suggest(target, known)}")
+                    self._draft.add((*path, key), f"no target is named {target!r}; {suggest(target, known)}")
             if twice := {target for target in names if names.count(target) > 1}:
                 self._draft.add((*path, key), f"{', '.join(sorted(twice))} is named twice; name it once")
         if both := set(route.targets) & set(route.best_effort):
@@ -191,6 +184,35 @@ class _Builder:
                 path, "all targets are best effort; a bundle has to wait for one: name it in targets"
             )
         return route.model_copy(update={"targets": targets})
+
+    def _steps(self, path: KeyPath, given: Any) -> list[StepSettings]:
+        """A route's transforms; what is wrong with them is noted."""
+        given = [given] if isinstance(given, str) else given or []
+        if not isinstance(given, list):
+            if given is not UNRESOLVED:
+                self._draft.add((*path, "transforms"), "must be a list of transforms; write [gunzip, unzip]")
+            return []
+        steps = (self._step((*path, "transforms", str(place)), step) for place, step in enumerate(given))
+        return [step for step in steps if step is not None]
+
+    def _step(self, path: KeyPath, given: Any) -> StepSettings | None:
+        given = {given: None} if isinstance(given, str) else given
+        if not isinstance(given, dict) or len(given) != 1:
+            self._draft.add(
+                path,
+                "must be a transform's name, or one name with its options; write unzip, or compress: {codec: zstd}",
+            )
+            return None
+        ((name, values),) = given.items()
+        values = {} if values is None else values
+        options_class = self._options_class(TRANSFORMS, name, path)
+        if options_class is None:
+            return None
+        if not isinstance(values, dict):
+            self._draft.add((*path, name), "must be a mapping of options; write name: {option: value}")
+            return None
+        options = self._validate(options_class, values, (*path, name), options_class.model_fields)
+        return None if options is None else StepSettings(name=name, options=options)
 
     def _places(self, model: type[ModelT], key: str) -> dict[str, ModelT]:
         names = self._draft.mapping((key,)) or {"main": None}
@@ -224,9 +246,7 @@ class _Builder:
         if kind is UNRESOLVED:
             return None
         if not isinstance(kind, str) or kind not in registry.names():
-            self._draft.add(
-                path, f"no {registry.kind} has that name; {_suggest(str(kind), registry.names())}"
-            )
+            self._draft.add(path, f"no {registry.kind} has that name; {suggest(str(kind), registry.names())}")
             return None
         try:
             options: type[BaseModel] = registry.load(kind).Options
@@ -243,7 +263,7 @@ class _Builder:
             suffix = f"-{path[1]}" if len(path) > 1 and path[1] != "main" else ""
             values[default[0]] = str(self._home / f"{default[1]}{suffix}")
         for name, field in options.model_fields.items():
-            if _holds(field, Path) and isinstance(values.get(name), str) and values[name]:
+            if holds(field, Path) and isinstance(values.get(name), str) and values[name]:
                 values[name] = str(_absolute(Path(values[name]), self._draft.base, self._environ))
 
     def _validate(
@@ -256,97 +276,10 @@ class _Builder:
                 if error["input"] is UNRESOLVED:
                     continue
                 loc = tuple(str(part) for part in error["loc"])
-                what = _describe(error, model.model_fields.get(loc[0]) if loc else None, known)
+                what = describe(error, model.model_fields.get(loc[0]) if loc else None, known)
                 # Its name is its key in the file, already in the path.
                 named = issubclass(model, StagingSettings | TargetSettings | RouteSettings) and loc == (
                     "name",
                 )
                 self._draft.add(path if named else (*path, *loc), what)
             return None
-
-
-def _describe(error: ErrorDetails, field: FieldInfo | None, known: Iterable[str]) -> str:
-    """What is wrong and what to do. A value is repeated only when its field is known and holds no secret."""
-    key = str(error["loc"][-1]) if error["loc"] else ""
-    if error["type"] == "extra_forbidden":
-        return _unknown(key, known)
-    if error["type"] == "missing":
-        return f"is required; add it, or {key}_env with the name of the variable that holds it"
-    message, given = error["msg"].removeprefix("Value error, "), error["input"]
-    secret = field is None or _holds(field, SecretStr) or is_secret_name(str(error["loc"][0]))
-    shown = "" if secret or not isinstance(given, str | int | float) else f"{redact(str(given))[:100]!r} "
-    subject, should, rest = message.partition(" should ")
-    if not should or " " in subject:
-        return f"{shown}is refused: {message}" if shown else message
-    remedy = "put it in quotes" if error["type"] == "string_type" else "correct it"
-    return f"{shown or 'the value '}should {rest}; {remedy}"
-
-
-def _holds(field: FieldInfo, kind: type) -> bool:
-    return kind in {field.annotation, *get_args(field.annotation)}
-
-
-def _unknown(key: str, known: Iterable[str]) -> str:
-    return f"unknown key; {_suggest(key, known)}"
-
-
-def _suggest(word: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}"
-
-
-def _check_layouts(
-    draft: Draft, targets: Mapping[str, TargetSettings], routes: Mapping[str, RouteSettings]
-) -> None:
-    """Refuse two layouts of one target, by different routes, whose keys could meet: other content would lie there."""
-    first: dict[str, dict[str, str]] = {}
-    for route in routes.values():
-        for name in (*route.targets, *route.best_effort):
-            if name not in targets:
-                continue
-            layout = route.layout or targets[name].layout
-            before = first.setdefault(name, {})
-            for other, user in before.items():
-                if may_meet(layout, other):
-                    draft.add(
-                        ("routes", route.name, "layout"),
-                        f"{layout!r} could give target {name!r} the same keys as {other!r}, which it has by route {user!r}; "
-                        "begin a template with a word of its own, as 'archive/…'",
-                    )
-            before.setdefault(layout, route.name)
-
-
-def _check_overlaps(
-    draft: Draft, staging: Mapping[str, StagingSettings], targets: Mapping[str, TargetSettings]
-) -> None:
-    """Refuse a place to read from that shares its objects with another place: a target could be taken for staging."""
-    sources = [(("staging", name), _place(place)) for name, place in staging.items()]
-    others = sources + [(("targets", name), _place(place)) for name, place in targets.items()]
-    for index, (path, place) in enumerate(sources):
-        for other_path, other in others[index + 1 :]:
-            if place[0] != other[0]:
-                continue
-            shared = min(len(place[1]), len(other[1]))
-            if place[1][:shared] == other[1][:shared]:
-                draft.add(
-                    path,
-                    f"overlaps {'.'.join(other_path)} (used at {draft.where(other_path)}), one lies inside the other; "
-                    "give each its own root, bucket or prefix",
-                )
-
-
-def _place(place: StagingSettings | TargetSettings) -> tuple[object, tuple[str, ...]]:
-    """Which store a place is in, and the segments of its path there. Two memory backends never share anything."""
-    prefix = tuple(place.prefix.split("/")) if place.prefix else ()
-    options = place.options.model_dump()
-    if place.backend == "memory":
-        return object(), prefix
-    if place.backend == "file":
-        return "file", (*Path(os.path.realpath(options["root"])).parts, *prefix)
-    if place.backend == "s3":
-        endpoint = (options.get("endpoint_url") or "").rstrip("/").lower()
-        store = "aws" if not endpoint or ".amazonaws.com" in endpoint else endpoint
-        return ("s3", store, options["bucket"]), prefix
-    location = BACKENDS.load(place.backend).location_of(place.options)
-    return place.backend, (*location.rstrip("/").split("/"), *prefix)

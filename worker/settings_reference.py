@@ -1,158 +1,16 @@
-"""The settings described for others: a JSON Schema for editors, and the tables of docs/configuration.md.
+"""The settings as tables for people: docs/configuration.md.
 
-`transload config schema` calls `json_schema`. `python -m worker.settings_reference > docs/configuration.md` writes the
-document; a test compares the two.
+`python -m worker.settings_reference > docs/configuration.md` writes the document; a test compares the two.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 from pydantic import BaseModel
 
-from backends.registry import BACKENDS, Registry
-from worker.provision.settings import ProvisionSettings
-from worker.publishers.registry import PUBLISHERS
-from worker.queues.registry import QUEUES
-from worker.settings_schema import (
-    HOME_DEFAULTS,
-    AdminSettings,
-    AuditSettings,
-    CloudWatchSettings,
-    HousekeepingSettings,
-    LedgerSettings,
-    LogSettings,
-    PublisherSettings,
-    QueueSettings,
-    RelaySettings,
-    RouteSettings,
-    StagingSettings,
-    TargetSettings,
-    WorkerSettings,
-)
-
-Schema = dict[str, Any]
-
-_ADAPTED: Final[Mapping[str, tuple[type[BaseModel], Registry[Any]]]] = MappingProxyType(
-    {
-        "queue": (QueueSettings, QUEUES),
-        "staging": (StagingSettings, BACKENDS),
-        "targets": (TargetSettings, BACKENDS),
-        "publisher": (PublisherSettings, PUBLISHERS),
-    }
-)
-_NAMED: Final = frozenset({"staging", "targets"})
-_PLAIN: Final[Mapping[str, type[BaseModel]]] = MappingProxyType(
-    {
-        "ledger": LedgerSettings,
-        "worker": WorkerSettings,
-        "relay": RelaySettings,
-        "housekeeping": HousekeepingSettings,
-        "provision": ProvisionSettings,
-        "admin": AdminSettings,
-        "logs": LogSettings,
-        "audit": AuditSettings,
-        "cloudwatch": CloudWatchSettings,
-    }
-)
-_NAME: Final = "^[a-z0-9][a-z0-9_-]*$"
-_HOME: Final = "Where everything embedded lives; default: `~/.transload`."
-
-
-def json_schema() -> Schema:
-    """The JSON Schema (draft 2020-12) of the settings file, with every adapter's options.
-
-    Raises `MissingExtra` when an adapter's package is not installed: a schema without it would refuse good files.
-    """
-    sections: Schema = {"home": {"type": "string", "description": _HOME}}
-    definitions: Schema = {}
-    for key, (model, registry) in _ADAPTED.items():
-        schema: Schema = {
-            "oneOf": [_variant(key, model, registry, kind, definitions) for kind in registry.entries]
-        }
-        if key in _NAMED:
-            schema = {
-                "type": "object",
-                "propertyNames": {"pattern": _NAME},
-                "additionalProperties": schema,
-            }
-        sections[key] = {"description": model.__doc__, **schema}
-    route = _object(RouteSettings, definitions)
-    del route["properties"]["name"]
-    sections["routes"] = {
-        "description": RouteSettings.__doc__,
-        "type": "object",
-        "propertyNames": {"pattern": _NAME},
-        "additionalProperties": _with_references({**route, "required": []}),
-    }
-    for key, model in _PLAIN.items():
-        section = _object(model, definitions)
-        section["required"] = []  # the only one there is, ledger.url, has its default in home
-        sections[key] = _with_references(section)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Transload settings",
-        "type": "object",
-        "properties": {**sections, "home_env": {"type": "string"}},
-        "additionalProperties": False,
-        "$defs": definitions,
-    }
-
-
-def _object(model: type[BaseModel], definitions: Schema) -> Schema:
-    schema = model.model_json_schema()
-    definitions.update(schema.pop("$defs", {}))
-    schema.pop("title", None)
-    return schema
-
-
-def _described(model: type[BaseModel]) -> Schema:
-    """As `_object`, with the models it refers to beside it."""
-    definitions: Schema = {}
-    return {**_object(model, definitions), "definitions": definitions}
-
-
-def _variant(
-    key: str, model: type[BaseModel], registry: Registry[Any], kind: str, definitions: Schema
-) -> Schema:
-    """One section as it looks with one adapter: its own keys and the adapter's, side by side."""
-    own = _object(model, definitions)["properties"]
-    adapter = _object(registry.load(kind).Options, definitions)
-    chooser = _chooser(model)
-    default = model.model_fields[chooser].default
-    in_home = HOME_DEFAULTS.get((key, kind), ("", ""))[0]
-    required = [name for name in adapter.get("required", []) if name != in_home]
-    own = {name: schema for name, schema in own.items() if name not in {"name", "options"}}
-    return _with_references(
-        {
-            "type": "object",
-            "properties": {**adapter["properties"], **own, chooser: {**own[chooser], "const": kind}},
-            "required": required if kind == default else [*required, chooser],
-            "additionalProperties": False,
-        }
-    )
-
-
-def _with_references(schema: Schema) -> Schema:
-    """The same object with `X_env` accepted in the place of every X."""
-    names = list(schema["properties"])
-    references = {
-        f"{name}_env": {"type": "string", "description": f"The variable that holds {name}."} for name in names
-    }
-    either = [
-        {"anyOf": [{"required": [name]}, {"required": [f"{name}_env"]}]}
-        for name in schema.get("required", [])
-    ]
-    return {
-        **{key: value for key, value in schema.items() if key != "required"},
-        "properties": {**schema["properties"], **references},
-        **({"allOf": either} if either else {}),
-    }
-
-
-def _chooser(model: type[BaseModel]) -> str:
-    return "backend" if "backend" in model.model_fields else "type"
+from worker.settings_json_schema import ADAPTED, NAMED, PLAIN, Schema, chooser_of, object_schema
+from worker.settings_places import HOME_DEFAULTS, RouteSettings
 
 
 def reference() -> str:
@@ -162,14 +20,14 @@ def reference() -> str:
 
 def _lines() -> Iterator[str]:
     yield _INTRODUCTION
-    for key, (model, registry) in _ADAPTED.items():
-        chooser = _chooser(model)
+    for key, (model, registry) in ADAPTED.items():
+        chooser = chooser_of(model)
         own = _described(model)
         own["properties"] = {
             name: schema for name, schema in own["properties"].items() if name not in {"name", "options"}
         }
         own["properties"][chooser]["enum"] = list(registry.entries)
-        yield from _section(f"{key}.<name>" if key in _NAMED else key, str(model.__doc__), own)
+        yield from _section(f"{key}.<name>" if key in NAMED else key, str(model.__doc__), own)
         for kind in registry.entries:
             schema = _described(registry.load(kind).Options)
             option, default = HOME_DEFAULTS.get((key, kind), ("", ""))
@@ -179,9 +37,15 @@ def _lines() -> Iterator[str]:
     route = _described(RouteSettings)
     del route["properties"]["name"]
     yield from _section("routes.<name>", str(RouteSettings.__doc__), {**route, "required": []})
-    for key, model in _PLAIN.items():
+    for key, model in PLAIN.items():
         yield from _section(key, str(model.__doc__), _described(model))
     yield _SEED
+
+
+def _described(model: type[BaseModel]) -> Schema:
+    """As `object_schema`, with the models it refers to beside it."""
+    definitions: Schema = {}
+    return {**object_schema(model, definitions), "definitions": definitions}
 
 
 def _section(title: str, about: str, schema: Schema, level: int = 2) -> Iterator[str]:

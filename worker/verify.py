@@ -7,7 +7,8 @@ from hashlib import sha256
 
 from backends.base import StorageBackend
 from backends.errors import StorageError
-from worker.ledger.base import BundleRecord, Ledger, StoredObject
+from worker.ledger.base import Ledger
+from worker.ledger.values import BundleRecord, StoredObject
 
 
 @dataclass(slots=True)

@@ -17,7 +17,11 @@ UNMARKED = {
         "Tree.probe",
         "os.unlink",
     ): "the probe's own files; a sweep takes what a kill leaves",
-    ("worker/ledger/*", "*", "*engine.begin"): "sql.py marks each transaction, by what it is for",
+    (
+        "worker/ledger/*",
+        "*",
+        "*engine.begin",
+    ): "sql.py and group_commit.py mark each transaction, by what it is for",
     ("worker/ledger/*", "_make_file", "*"): "an empty file in a directory made again each time",
     ("worker/queues/embedded.py", "EmbeddedQueue._run", "*database.run"): "its callers are marked",
     ("worker/sqlite.py", "_open", "*.mkdir"): "an empty directory, made again each time",

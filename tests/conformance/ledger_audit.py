@@ -14,24 +14,22 @@ from sqlalchemy import Connection, Executable, delete, insert, text, update
 from tests.conformance.ledger_transfers import entry as transferred
 from tests.conformance.ledger_transfers import lying
 from worker.ledger.audit import PAGE
-from worker.ledger.base import (
+from worker.ledger.base import Ledger, LedgerError, LedgerRefused
+from worker.ledger.database import Database as Connections
+from worker.ledger.database import open_database
+from worker.ledger.schema import audit, audit_retention, now_ms
+from worker.ledger.sql import SqlLedger
+from worker.ledger.values import (
     AuditQuery,
     AuditRecord,
     AuditRow,
     AuditSpan,
     Close,
     Entry,
-    Ledger,
-    LedgerError,
-    LedgerRefused,
     StoredObject,
     StoredResource,
     Transfer,
 )
-from worker.ledger.database import Database as Connections
-from worker.ledger.database import open_database
-from worker.ledger.schema import audit, audit_retention, now_ms
-from worker.ledger.sql import SqlLedger
 
 if TYPE_CHECKING:
     from tests.conformance.ledgers import Database

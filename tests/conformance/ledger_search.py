@@ -7,8 +7,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from handlers.plan import BundleTarget
-from worker.ledger.base import Entry, Found, Ledger, Search, StoredObject, StoredResource
+from worker.ledger.base import Ledger
 from worker.ledger.search import PAGE
+from worker.ledger.values import Entry, Found, Search, StoredObject, StoredResource
 
 URLS = (
     "https://example.com/",

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from handlers.plan import BundleTarget
-from worker.ledger.base import (
+from worker.ledger.base import Ledger
+from worker.ledger.values import (
     Close,
     Entry,
-    Ledger,
     OutboxRow,
     Recorded,
     Retired,

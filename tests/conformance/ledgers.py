@@ -20,16 +20,20 @@ from typing import Any, TypeVar
 import pytest
 from sqlalchemy import Connection, insert, select
 
+from handlers.payload import Before
 from handlers.plan import BundleTarget
 from tests.conformance.ledger_audit import Auditing
 from tests.conformance.ledger_search import Searching
 from tests.conformance.ledger_transfers import Transfers
 from worker.attempts import CRASHED, Attempt
-from worker.ledger.base import (
+from worker.ledger.base import Ledger, LedgerError
+from worker.ledger.database import migrate, open_database
+from worker.ledger.queries import PAGE_OBJECTS
+from worker.ledger.schema import now_ms, outbox
+from worker.ledger.sql import SqlLedger
+from worker.ledger.values import (
     Close,
     Entry,
-    Ledger,
-    LedgerError,
     OutboxRow,
     Recorded,
     Retired,
@@ -37,9 +41,6 @@ from worker.ledger.base import (
     StoredResource,
     Summary,
 )
-from worker.ledger.database import migrate, open_database
-from worker.ledger.schema import now_ms, outbox
-from worker.ledger.sql import SqlLedger
 from worker.notification import event_id
 
 T = TypeVar("T")
@@ -630,6 +631,31 @@ class LedgerConformance(Auditing, Searching, Transfers):
     async def test_a_full_last_page_ends(self, ledger: Ledger) -> None:
         await together([ledger.record(entry("b", number)) for number in range(500)])
         assert len(await listed(ledger, "b")) == 500
+
+    async def test_what_a_payload_was_and_its_entries_are_kept(self, ledger: Ledger) -> None:
+        made = entry("b")
+        assert made.resource is not None
+        before = Before(7, "1" * 64, ("gunzip", "untar"), ("a note, é",))
+        objects = tuple(
+            replace(stored, key=f"{stored.key}/{member}", member=member)
+            for stored in made.resource.objects
+            for member in ("a", "é/b")
+        )
+        resource = replace(made.resource, objects=objects, before=before)
+        await ledger.record(replace(made, resource=resource))
+        assert await listed(ledger, "b") == [resource]
+
+    async def test_resources_that_became_many_objects_come_in_smaller_pages(self, ledger: Ledger) -> None:
+        def archive(number: int, count: int) -> Entry:
+            made = entry("b", number)
+            assert made.resource is not None
+            (first, *_) = made.resource.objects
+            objects = tuple(replace(first, key=f"{number}/{n:05}", member=f"{n}") for n in range(count))
+            return replace(made, resource=replace(made.resource, objects=objects))
+
+        counts = [3, PAGE_OBJECTS - 4, 1, 2, PAGE_OBJECTS + 1, 1]
+        await record_all(ledger, [archive(number, count) for number, count in enumerate(counts)])
+        assert [len(resource.objects) for resource in await listed(ledger, "b")] == counts
 
     async def test_bundles_are_listed_newest_first(self, ledger: Ledger) -> None:
         for bid in ("a", "b", "c"):

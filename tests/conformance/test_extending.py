@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backends.testing import BackendConformance
-from worker import bootstrap
+from worker import stores
 from worker.settings import load_settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
@@ -51,7 +51,7 @@ async def test_it_is_configured_by_its_name(my_store: Any, tmp_path: Path) -> No
     yaml = "\n".join(re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
     (tmp_path / "t.yaml").write_text(yaml, encoding="utf-8")
     settings = load_settings(file=tmp_path / "t.yaml", home=tmp_path, environ={})
-    async with bootstrap.open_targets(settings) as targets:
+    async with stores.open_targets(settings) as targets:
         assert isinstance(targets["mine"], my_store.MyStore)
         assert targets["mine"].location == "mystore://first/"
 

@@ -4,6 +4,7 @@ What one guard does to the port does not depend on the store below; that they fi
 no etags, only all of them can show.
 """
 
+import itertools
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from backends.base import StorageBackend
+from backends.deferred import PAUSE, DeferredBackend
+from backends.errors import Unavailable
 from backends.file import FileBackend, FileOptions
 from backends.file_transfer import Upload
 from backends.guards.breaker import BreakerOptions
@@ -71,6 +74,17 @@ class TestGuards(Guarded):
     async def backend(self, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StorageBackend]:
         backend = await guarded(await memory(), options(request.param, tmp_path))
         assert isinstance(backend, Wrapper)
+        yield backend
+        await backend.aclose()
+
+
+class TestDeferredBackend(BackendConformance):
+    """Not a guard, but of their kind: the adapter that is connected later."""
+
+    @pytest.fixture
+    async def backend(self) -> AsyncIterator[StorageBackend]:
+        clock = itertools.count(0.0, 2 * PAUSE)
+        backend = DeferredBackend(MemoryBackend, MemoryOptions(), Unavailable("at the start"), clock.__next__)
         yield backend
         await backend.aclose()
 

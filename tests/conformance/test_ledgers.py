@@ -28,10 +28,11 @@ from tests.conformance.ledgers import (
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgresql import PostgresqlServer
 from worker.ledger import schema
-from worker.ledger.base import LedgerCorrupt, LedgerError, LedgerUnavailable, Recorded, SchemaMismatch
+from worker.ledger.base import LedgerCorrupt, LedgerError, LedgerUnavailable, SchemaMismatch
 from worker.ledger.database import Database as LedgerDatabase
 from worker.ledger.database import SqliteDatabase, check_schema, migrate, open_database, schema_version
 from worker.ledger.sql import SqlLedger
+from worker.ledger.values import Recorded
 
 
 @asynccontextmanager
@@ -395,7 +396,8 @@ def test_urls_as_they_are_shown(url: str, shown: str) -> None:
 
 @pytest.mark.parametrize("package", ["asyncpg", "greenlet"])
 def test_a_missing_extra_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    monkeypatch.delitem(sys.modules, "worker.ledger.postgresql", raising=False)
+    for module in [name for name in sys.modules if name.startswith("worker.ledger.postgresql")]:
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(LedgerError, match=rf"{package}.*pip install 'transload\[postgres\]'"):
         open_database("postgresql://host/db")

@@ -29,8 +29,6 @@ from worker.ledger.base import (
     LedgerError,
     LedgerRefused,
     LedgerUnavailable,
-    Recorded,
-    Retired,
     SchemaMismatch,
 )
 from worker.ledger.database import check_schema, migrate, schema_version
@@ -38,6 +36,7 @@ from worker.ledger.postgresql import PostgresqlDatabase, open_postgresql
 from worker.ledger.schema import HEAD
 from worker.ledger.sql import SqlLedger
 from worker.ledger.urls import ledger_url
+from worker.ledger.values import Recorded, Retired
 
 SHORT = 1.0
 """Seconds of patience where a test waits for the end of it."""

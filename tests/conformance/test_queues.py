@@ -12,7 +12,8 @@ from tests.support.rabbitmq import rabbit_queues
 from tests.support.sqs import sqs_queues
 from worker.queues.embedded import EmbeddedOptions, EmbeddedQueue
 from worker.queues.memory import MemoryOptions, MemoryQueue
-from worker.queues.rabbitmq import RabbitQueue, RabbitQueueOptions
+from worker.queues.rabbitmq import RabbitQueue
+from worker.queues.rabbitmq_options import RabbitQueueOptions
 from worker.queues.registry import QUEUES
 from worker.queues.sqs import SqsQueue, SqsQueueOptions
 

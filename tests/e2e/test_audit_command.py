@@ -20,9 +20,9 @@ from tests.support.cli import Transload
 from tests.support.postgresql import PostgresqlServer
 from worker.audit import COLUMNS
 from worker.cli import app
-from worker.ledger.base import AuditRecord
 from worker.ledger.database import open_database
 from worker.ledger.sql import SqlLedger
+from worker.ledger.values import AuditRecord
 from worker.queues.base import Dead, OutgoingMessage
 from worker.queues.embedded import EmbeddedOptions, EmbeddedQueue
 

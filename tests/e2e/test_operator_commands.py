@@ -22,7 +22,8 @@ from tests.support.sqs import sqs_queues
 from worker.cli import app
 from worker.queues.base import REDRIVES_ATTRIBUTE, Ack, Dead, Message, OutgoingMessage, Queue
 from worker.queues.embedded import EmbeddedOptions, EmbeddedQueue
-from worker.queues.rabbitmq import RabbitQueue, RabbitQueueOptions
+from worker.queues.rabbitmq import RabbitQueue
+from worker.queues.rabbitmq_options import RabbitQueueOptions
 from worker.queues.sqs import SqsQueue, SqsQueueOptions
 
 BINARY = b"\xff\x00"

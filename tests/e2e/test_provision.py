@@ -20,7 +20,7 @@ from tests.support.cli import Transload
 from tests.support.localstack import LocalStackEndpoint
 from tests.support.s3 import s3_client
 from tests.support.s3_front import front_of
-from worker import bootstrap
+from worker import bootstrap, stores
 from worker.cli import app
 from worker.provision.calls import PERMISSIONS
 from worker.settings import SettingsError, load_settings
@@ -178,7 +178,7 @@ async def test_the_worker_starts_on_what_was_made(world: World) -> None:
         with capture_logs() as logged:
             queue = await stack.enter_async_context(bootstrap.open_queue(settings))
             await stack.enter_async_context(bootstrap.open_publisher(settings))
-            await stack.enter_async_context(bootstrap.open_targets(settings))
+            await stack.enter_async_context(stores.open_targets(settings))
         # Nothing of what the queue warns of when it is badly made.
         assert logged == []
         assert (await queue.depth()).dead == 0

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from worker.attempts import CRASHED
-from worker.ledger.base import BundleState, Entry, OutboxState, Recorded
+from worker.ledger.values import BundleState, Entry, OutboxState, Recorded
 
 Try = tuple[str, bool]
 """How a try ended: the error's class, and whether it was an outage."""

@@ -19,10 +19,10 @@ from backends.memory import MemoryBackend, MemoryOptions
 from tests.conformance.ledgers import targets
 from tests.faults.doomed import Faults, Killed, Shared
 from tests.faults.ledger_model import Model
-from worker.ledger.base import Entry, OutboxRow, OutboxState, StoredResource
 from worker.ledger.database import open_database
 from worker.ledger.schema import now_ms, outbox
 from worker.ledger.sql import SqlLedger
+from worker.ledger.values import Entry, OutboxRow, OutboxState, StoredResource
 from worker.notification import event_id
 from worker.publishers.embedded import SCHEMA
 from worker.sqlite import Database as SqliteFile

@@ -28,8 +28,8 @@ from tests.faults.worlds import (
 from tests.support.history import Published
 from tests.support.workers import Worker, Workers
 from worker import bootstrap
-from worker.ledger.base import Entry, StoredResource
 from worker.ledger.database import open_database
+from worker.ledger.values import Entry, StoredResource
 
 OLD = 86_400 * 30
 """Seconds: longer ago than anything is kept."""

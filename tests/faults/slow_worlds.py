@@ -31,7 +31,7 @@ from tests.support.history import Published, Report, World
 from tests.support.processes import free_port
 from tests.support.slow_staging import BUCKET, SlowStaging, slow_staging
 from tests.support.workers import Worker, Workers, workers
-from worker import bootstrap
+from worker import bootstrap, stores
 from worker.ledger.database import open_database
 from worker.queues.base import Message, OutgoingMessage, Queue
 
@@ -126,7 +126,7 @@ class SlowWorld:
     async def report(self) -> Report:
         """Everything that must hold once all work is done. The workers have ended; this takes the notifications."""
         dead = await self.dead_letters()
-        async with bootstrap.open_targets(self.place.settings) as targets:
+        async with stores.open_targets(self.place.settings) as targets:
             return await history.check(
                 World(
                     list(self.published.values()),

@@ -27,7 +27,7 @@ from tests.support import history
 from tests.support.history import Report, World
 from tests.support.services import NotAvailable
 from tests.support.workers import Worker, Workers, workers
-from worker import bootstrap
+from worker import bootstrap, stores
 from worker.ledger.base import Ledger, LedgerUnavailable
 from worker.queues.base import REASON_ATTRIBUTE, Message, Queue, QueueUnavailable
 
@@ -71,8 +71,8 @@ class Soak:
             )
             ledger = await stack.enter_async_context(bootstrap.open_ledger(place.settings))
             queue = await stack.enter_async_context(bootstrap.open_queue(place.settings))
-            staging = await stack.enter_async_context(bootstrap.open_staging(place.settings))
-            (source,) = bootstrap.staging_sources(place.settings)
+            staging = await stack.enter_async_context(stores.open_staging(place.settings))
+            (source,) = stores.staging_sources(place.settings)
             load = Load(
                 seed=self.seed, queue=queue, staging=staging[source.name], source=source, ledger=ledger
             )
@@ -129,8 +129,8 @@ class Soak:
         async with AsyncExitStack() as stack:
             dead_letters = await queue.open_dead_letters()
             stack.push_async_callback(dead_letters.aclose)
-            targets = await stack.enter_async_context(bootstrap.open_targets(place.settings))
-            staging = await stack.enter_async_context(bootstrap.open_staging(place.settings))
+            targets = await stack.enter_async_context(stores.open_targets(place.settings))
+            staging = await stack.enter_async_context(stores.open_staging(place.settings))
             dead = await history.contents(dead_letters)
             report = await history.check(
                 World(

@@ -34,7 +34,7 @@ from tests.support.history import Report
 from tests.support.localstack import LocalStackEndpoint
 from tests.support.s3 import s3_client
 from tests.support.workers import workers
-from worker import bootstrap
+from worker import bootstrap, stores
 from worker.ledger.database import open_database
 
 Begin = Callable[..., Awaitable[Stage]]
@@ -128,7 +128,7 @@ async def test_case_3_in_the_middle_of_a_multipart_upload(
     stage = await begin(Combination(backend="s3"), Services(localstack=localstack))
     stage.load = await publish(stage.place, 1)
     await killed(stage, "s3.part.after=kill")
-    async with bootstrap.open_targets(stage.place.settings) as targets:
+    async with stores.open_targets(stage.place.settings) as targets:
         names = {found.key.rpartition("/")[2] async for found in targets["main"].list()}
     assert resource_name("https://example.com/large.bin") not in names
     report = await recovered(stage)

@@ -28,9 +28,9 @@ from tests.faults.ledger_model import ModelBundle
 from tests.faults.ledger_world import QUEUE, LedgerWorld, Place, outbox_rows
 from tests.support.postgresql import PostgresqlServer
 from worker.attempts import Attempt
-from worker.ledger.base import Entry, OutboxState, Retired
 from worker.ledger.database import migrate, open_database
 from worker.ledger.schema import attempts
+from worker.ledger.values import Entry, OutboxState, Retired
 from worker.notification import event_id
 from worker.publishers.embedded import EmbeddedPublisher
 

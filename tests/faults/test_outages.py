@@ -31,7 +31,7 @@ from tests.support.postgresql import OwnServer
 from tests.support.s3 import new_bucket
 from tests.support.toxics import Proxy
 from tests.support.workers import Worker, Workers, workers
-from worker import bootstrap
+from worker import bootstrap, stores
 from worker.producer import BundleRef, Producer
 
 PROBES = 3
@@ -310,13 +310,13 @@ async def test_case_36_a_slow_source_starves_nobody(
 
 async def publish(place: Place, source_name: str, count: int, size: int) -> Published:
     """A bundle of so many payloads of that size, staged in that source."""
-    source = next(each for each in bootstrap.staging_sources(place.settings) if each.name == source_name)
+    source = next(each for each in stores.staging_sources(place.settings) if each.name == source_name)
     payloads = {
         f"https://example.com/{source_name}/{number}": random.randbytes(size) for number in range(count)
     }
     async with (
         bootstrap.open_queue(place.settings) as queue,
-        bootstrap.open_staging(place.settings) as staging,
+        stores.open_staging(place.settings) as staging,
     ):
         producer = Producer(queue=queue, staging=staging[source_name], source=source)
         bundle = await producer.start_bundle(BundleRef("https://example.com/"), "slow")

@@ -30,7 +30,8 @@ from worker.queues.base import (
     QueueUnavailable,
     Retry,
 )
-from worker.queues.rabbitmq import RabbitQueue, RabbitQueueOptions
+from worker.queues.rabbitmq import RabbitQueue
+from worker.queues.rabbitmq_options import RabbitQueueOptions
 
 ROOT = Path(__file__).parents[2]
 CONSUMER_TIMEOUT = 1.5
@@ -39,7 +40,8 @@ PATIENCE = 30.0
 HOLDER = """
 import asyncio, sys
 from worker.queues.base import Ack, QueueError
-from worker.queues.rabbitmq import RabbitQueue, RabbitQueueOptions
+from worker.queues.rabbitmq import RabbitQueue
+from worker.queues.rabbitmq_options import RabbitQueueOptions
 
 async def main(url, name):
     queue = await RabbitQueue.connect(RabbitQueueOptions(url=url, queue=name, lease=2))

@@ -39,7 +39,7 @@ from tests.support.s3 import new_bucket
 from tests.support.services import Board
 from tests.support.sqs import sqs_queues
 from tests.support.workers import Worker
-from worker import bootstrap
+from worker import bootstrap, stores
 from worker.producer import BundleRef, Producer
 from worker.queues.base import Message, OutgoingMessage, Queue, Retry
 from worker.queues.sqs import SqsQueue, SqsQueueOptions
@@ -225,10 +225,10 @@ async def stage_missing(place: Place, seed: int) -> Load:
 
 @asynccontextmanager
 async def _producing(place: Place) -> AsyncIterator[tuple[Queue, StorageBackend, StagingSource]]:
-    (source,) = bootstrap.staging_sources(place.settings)
+    (source,) = stores.staging_sources(place.settings)
     async with (
         bootstrap.open_queue(place.settings) as queue,
-        bootstrap.open_staging(place.settings) as staging,
+        stores.open_staging(place.settings) as staging,
     ):
         yield queue, staging[source.name], source
 
@@ -239,8 +239,8 @@ async def check(place: Place, load: Load, logs: Sequence[Path]) -> Report:
         queue = await stack.enter_async_context(bootstrap.open_queue(place.settings))
         dead_letters = await queue.open_dead_letters()
         stack.push_async_callback(dead_letters.aclose)
-        targets = await stack.enter_async_context(bootstrap.open_targets(place.settings))
-        staging = await stack.enter_async_context(bootstrap.open_staging(place.settings))
+        targets = await stack.enter_async_context(stores.open_targets(place.settings))
+        staging = await stack.enter_async_context(stores.open_staging(place.settings))
         dead, queued, notifications = await asyncio.gather(
             _lying_in(dead_letters), _lying_in(queue), place.received()
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 from urllib.error import HTTPError
 
+from tests.support import apt
 from tests.support.processes import Server, free_port
 from tests.support.services import HOME, NotAvailable, Running, environment_without, exclusive, fetch
 
@@ -92,9 +93,7 @@ class Azurite:
 
     def _install(self) -> Path:
         """The server of blobs alone: the package has one for queues and one for tables besides."""
-        npm = shutil.which("npm")
-        if npm is None or shutil.which("node") is None:
-            raise NotAvailable("needs node and npm", COMMAND)
+        npm = _npm()
         directory = self._home / f"azurite-{RELEASE}"
         program = directory / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
         stamp = directory / "installed"
@@ -148,6 +147,20 @@ def _wait(server: Server, url: str) -> str:
         except OSError:
             time.sleep(0.05)
     raise NotAvailable(f"it did not start; {server.log} ends:\n{server.last_lines()}\n", COMMAND)
+
+
+def _npm() -> str:
+    """Debian's packages where there is none."""
+    for _ in range(2):
+        if shutil.which("node") and (npm := shutil.which("npm")):
+            return npm
+        if not apt.can_install():
+            raise NotAvailable("needs node and npm", COMMAND)
+        try:
+            apt.install("npm")
+        except OSError as exc:
+            raise NotAvailable(str(exc), COMMAND) from exc
+    raise NotAvailable("the package npm brought no node and npm", COMMAND)
 
 
 def _version(url: str) -> str:

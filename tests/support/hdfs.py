@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.hdfs import HdfsBackend
-from backends.hdfs_client import HdfsOptions
+from backends.hdfs_options import HdfsOptions
 from tests.support import apt
 from tests.support.processes import Server, free_port
 from tests.support.services import HOME, NotAvailable, Running, environment_without, exclusive, fetch

@@ -18,9 +18,9 @@ from handlers.plan import StagingSource
 from tests.conformance.ledgers import HOUR, entry, past_publication
 from worker import failpoints
 from worker.housekeeping import Housekeeping, HousekeepingSettings, Place
-from worker.ledger.base import Recorded
 from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
+from worker.ledger.values import Recorded
 from worker.metrics import Metrics
 
 AT_ONCE = HousekeepingSettings(

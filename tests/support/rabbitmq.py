@@ -30,7 +30,7 @@ from pydantic import SecretStr
 from tests.support import apt
 from tests.support.processes import Server, free_port
 from tests.support.services import NotAvailable, Running, environment_without
-from worker.rabbitmq_topology import Topology
+from worker.queues.rabbitmq_topology import Topology
 
 VARIABLE = "TRANSLOAD_TEST_RABBITMQ_URL"
 COMMAND = (

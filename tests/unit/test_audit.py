@@ -11,8 +11,8 @@ import pytest
 from tests.support.housekeeping import World, opened
 from worker import audit, bootstrap, moments
 from worker.housekeeping import Swept
-from worker.ledger.base import AuditQuery, AuditRecord
 from worker.ledger.sql import SqlLedger
+from worker.ledger.values import AuditQuery, AuditRecord
 from worker.settings import SettingsError, load_settings
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -24,7 +24,7 @@ from worker import bootstrap
 from worker.cloudwatch import MOST_BYTES, MOST_DATA, Reading, Rounds, Sender, requests, sending
 from worker.metrics import Metrics
 from worker.settings import SettingsError, load_settings
-from worker.settings_schema import CloudWatchSettings
+from worker.settings_process import CloudWatchSettings
 from worker.uploads import UploadLog
 
 NOW = datetime.now(UTC)

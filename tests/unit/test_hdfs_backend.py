@@ -29,8 +29,8 @@ from backends.errors import (
     Unsupported,
 )
 from backends.hdfs import HdfsBackend
-from backends.hdfs_client import HdfsOptions
 from backends.hdfs_names import PARTS, key_of, key_of_temporary, path_of, temporary_of
+from backends.hdfs_options import HdfsOptions
 from tests.support.hdfs import HdfsCluster, space_quota
 from tests.support.hdfs_front import HdfsFront, hdfs_front
 from tests.support.processes import free_port

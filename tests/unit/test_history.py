@@ -28,9 +28,9 @@ from tests.support.history import (
     received,
     snapshot,
 )
-from worker.ledger.base import Close, Entry, StoredObject, StoredResource
 from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
+from worker.ledger.values import Close, Entry, StoredObject, StoredResource
 from worker.manifest import manifest
 from worker.notification import attributes
 from worker.publishers.base import Notification

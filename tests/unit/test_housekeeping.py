@@ -13,8 +13,9 @@ from handlers.plan import StagingSource
 from tests.conformance.ledgers import HOUR
 from tests.support.housekeeping import World, opened
 from worker.housekeeping import Housekeeping, Place, Swept
-from worker.ledger.base import LedgerUnavailable, Retired, Transfer
+from worker.ledger.base import LedgerUnavailable
 from worker.ledger.sql import SqlLedger
+from worker.ledger.values import Retired, Transfer
 
 
 @pytest.fixture

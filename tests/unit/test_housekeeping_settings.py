@@ -99,7 +99,10 @@ async def test_a_worker_does_it_unless_told_not_to(tmp_path: Path, *, enabled: b
 
 async def test_the_memory_held_is_shown(tmp_path: Path) -> None:
     settings = load(tmp_path, "worker: {transfer_memory: 16777216}")
-    async with open_service(settings, admin=False) as service, service._pipeline._budget.hold(1 << 40):
+    async with (
+        open_service(settings, admin=False) as service,
+        service._settler._pipeline._budget.hold(1 << 40),
+    ):
         shown = service._metrics.render().decode()
     values = [line.split()[1] for line in shown.splitlines() if line.startswith("transload_transfer_memory")]
     assert [float(value) for value in values] == [16_777_216 * 7 / 8]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from worker.ledger.base import Summary
+from worker.ledger.values import Summary
 from worker.metrics import RUNNING_BUCKETS, WAITING_BUCKETS, Metrics
 
 PROMISED: dict[str, tuple[str, set[str]]] = {

@@ -13,7 +13,7 @@ from backends.errors import IntegrityError, NotFound, PermissionDenied
 from backends.memory import MemoryBackend, MemoryOptions
 from backends.wrapper import Wrapper
 from worker import objects
-from worker.ledger.base import StoredObject
+from worker.ledger.values import StoredObject
 from worker.objects import Address, Copied, Download, NoSuchPlace, destination
 from worker.settings import Settings, load_settings
 

@@ -29,9 +29,10 @@ from handlers.resource_fetched import ResourceFetchedHandler
 from handlers.routes import Route, Routes, Target
 from worker.budget import Budget
 from worker.delivery import Delivery, LeaseKeeper, LeaseLost
-from worker.ledger.base import Entry, LedgerUnavailable, Recorded
+from worker.ledger.base import LedgerUnavailable
 from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
+from worker.ledger.values import Entry, Recorded
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.queues.base import Ack, OutgoingMessage, Retry
@@ -79,6 +80,7 @@ class World:
             targets={"target": target},
             max_message_bytes=100_000,
             budget=Budget(1 << 30),
+            spool=Path(),
             on_complete=self.on_complete,
         )
 

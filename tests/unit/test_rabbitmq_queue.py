@@ -29,8 +29,9 @@ from worker.queues.base import (
     QueueUnavailable,
     Retry,
 )
-from worker.queues.rabbitmq import RabbitQueue, RabbitQueueOptions
-from worker.rabbitmq_topology import LADDER, Topology
+from worker.queues.rabbitmq import RabbitQueue
+from worker.queues.rabbitmq_options import RabbitQueueOptions
+from worker.queues.rabbitmq_topology import LADDER, Topology
 
 
 @pytest.fixture

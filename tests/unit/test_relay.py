@@ -14,9 +14,9 @@ from backends.errors import Unavailable
 from backends.memory import MemoryBackend, MemoryOptions
 from tests.conformance.ledgers import closing, entry, targets
 from worker.disposition import RetryPolicy
-from worker.ledger.base import OutboxRow
 from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
+from worker.ledger.values import OutboxRow
 from worker.manifest import manifest
 from worker.metrics import Metrics
 from worker.notification import event_id

@@ -14,9 +14,10 @@ from backends.errors import Unavailable
 from backends.memory import MemoryBackend, MemoryOptions
 from tests.conformance.ledgers import closing, entry
 from worker.disposition import RetryPolicy
-from worker.ledger.base import LedgerUnavailable, OutboxRow
+from worker.ledger.base import LedgerUnavailable
 from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
+from worker.ledger.values import OutboxRow
 from worker.metrics import Metrics
 from worker.notification import event_id
 from worker.publishers.base import Notification, PublisherOptions, PublishError

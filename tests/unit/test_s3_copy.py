@@ -79,7 +79,7 @@ async def copied(backend: S3Backend, promise: Promise = Promise()) -> Receipt:  
 
 async def in_several_parts(backend: S3Backend, promise: Promise, original: Original | None = None) -> Receipt:
     """As an object of more than 5 GiB is copied."""
-    head = await backend._head(backend.bucket, "source", ChecksumMode="ENABLED")
+    head = await backend._bucket.head("source", ChecksumMode="ENABLED")
     parts = CopiedParts(
         original or Original.of(backend.bucket, "source", head),
         promise,
@@ -318,7 +318,7 @@ async def test_several_parts_are_held_to_the_checksum_of_the_whole(strict: Stric
 async def test_several_parts_with_another_checksum_never_have_a_name(strict: Strict) -> None:
     backend, store = strict
     await backend.write("source", pieces(LARGE), NOTHING)
-    head = await backend._head("bucket", "source", ChecksumMode="ENABLED")
+    head = await backend._bucket.head("source", ChecksumMode="ENABLED")
     wrong = replace(Original.of("bucket", "source", head), checksum=("CRC32", "AAAAAA=="))
     with pytest.raises(IntegrityError, match="BadDigest"):
         await in_several_parts(backend, promised(LARGE), wrong)

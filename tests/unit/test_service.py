@@ -23,9 +23,9 @@ from worker.budget import Budget
 from worker.circuits import Circuits
 from worker.disposition import RetryPolicy
 from worker.health import Health
-from worker.ledger.base import Summary
 from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
+from worker.ledger.values import Summary
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.publishers.base import Notification, PublisherOptions, PublishError
@@ -174,6 +174,7 @@ class World:
             targets=targets,
             max_message_bytes=100_000,
             budget=Budget(1 << 30),
+            spool=Path(),
             on_complete=relay.wake,
         )
         return Service(
@@ -291,7 +292,7 @@ async def test_a_settle_that_holds_is_counted(world: World) -> None:
 async def test_a_handler_that_dies_leaves_no_heartbeat(world: World) -> None:
     await world.queue.send([OutgoingMessage(b"no json")])
     service = world.service()
-    service._log = FullDisk(service._log, "message failed")
+    service._settler._log = FullDisk(service._settler._log, "message failed")
     running = world.start(service)
     await until(lambda: world.queue.receives > 1 and not service._in_work)
     assert len(service._leases) == 0

@@ -24,9 +24,10 @@ from handlers.routes import Route, Routes, Target
 from worker.budget import Budget
 from worker.delivery import LeaseKeeper
 from worker.disposition import RetryPolicy
-from worker.ledger.base import Entry, LedgerUnavailable, Transfer
+from worker.ledger.base import LedgerUnavailable
 from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
+from worker.ledger.values import Entry, Transfer
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.publishers.base import Notification, PublisherOptions, PublishError
@@ -116,6 +117,7 @@ class World:
             targets=self.targets,
             max_message_bytes=100_000,
             budget=Budget(1 << 30),
+            spool=Path(),
             on_complete=lambda: None,
         )
         self.outbound = Outbound()

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, text, update
 
-from worker.ledger.base import AuditQuery, AuditRecord, AuditRow, AuditSpan, Entry
 from worker.ledger.rows import resource_key
 from worker.ledger.schema import audit, audit_retention, now_ms
 from worker.ledger.tries import storable
+from worker.ledger.values import AuditQuery, AuditRecord, AuditRow, AuditSpan, Entry
 
 PAGE: Final = 2000
 """Rows looked at in one transaction."""

@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy import Connection, select, tuple_, update
 
 from worker.ledger.audit import Trail
-from worker.ledger.base import AuditRecord, OutboxRow, OutboxState
 from worker.ledger.schema import bundles, now_ms, outbox
+from worker.ledger.values import AuditRecord, OutboxRow, OutboxState
 
 
 def claim(conn: Connection, limit: int, lease_ms: int) -> Sequence[OutboxRow]:

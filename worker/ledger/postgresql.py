@@ -5,36 +5,34 @@ docs/adr/0008-postgresql-ledger.md says why it is as it is.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
-from types import MappingProxyType
 from typing import Any, TypeVar
 
-import asyncpg  # type: ignore[import-untyped] # it ships no type information; everything of it stays in this file
 import greenlet  # type: ignore[import-untyped] # noqa: F401 - SQLAlchemy misses it only in the first transaction
 import structlog
 from sqlalchemy import URL, Connection, event, func, select, text
-from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from worker.ledger.base import (
-    LedgerBusy,
-    LedgerCorrupt,
-    LedgerError,
-    LedgerRefused,
-    LedgerUnavailable,
-    SchemaMismatch,
+from worker.ledger.base import LedgerError, LedgerUnavailable
+from worker.ledger.postgresql_connection import (
+    CONNECT_SECONDS,
+    LIMITS,
+    ServerConnection,
+    connector,
+    limits_for,
+    set_local,
 )
-from worker.redaction import HIDDEN, one_line
+from worker.ledger.postgresql_errors import sqlstate_of, translated
 
 Result = TypeVar("Result")
 
 CHANNEL = "transload_outbox"
 """Channels belong to a database, not to a schema: two ledgers in one database wake each other, which costs one look."""
 
-_CONNECT_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 _MIGRATION_SECONDS = 3_600.0
 _PING_SECONDS = 30.0
@@ -54,39 +52,13 @@ https://www.postgresql.org/docs/current/mvcc-serialization-failure-handling.html
 _READ_ONLY = "25006"
 
 
-class _Connection(asyncpg.Connection):  # type: ignore[misc] # asyncpg is untyped
-    """Hangs up when its time is over; whoever waits for it then sees a lost connection.
-
-    A cancelled statement would have the driver ask the server to stop it, and wait for a server that does not answer.
-    """
-
-    expired = False
-    _expiry: asyncio.TimerHandle | None = None
-
-    def expire_in(self, seconds: float | None) -> None:
-        """Hang up in so many seconds, instead of what was said before."""
-        if self._expiry is not None:
-            self._expiry.cancel()
-        self._expiry = None if seconds is None else self._loop.call_later(seconds, self._expire)
-
-    def _expire(self) -> None:
-        self.expired = True
-        self.terminate()
-
-    async def close(self, *, timeout: float | None = _CLOSE_SECONDS) -> None:  # noqa: ASYNC109 - the driver's own name
-        """Say goodbye; a server that does not answer is left without."""
-        self.expire_in(None)
-        with suppress(TimeoutError):
-            await super().close(timeout=timeout)
-
-
 class PostgresqlDatabase:
     """A pool of connections; blocking-looking code runs on them without blocking the loop."""
 
     def __init__(
         self,
         url: URL,
-        connect: Callable[[], Awaitable[_Connection]],
+        connect: Callable[[], Awaitable[ServerConnection]],
         *,
         deadline: float,
         pooler: bool,
@@ -114,7 +86,7 @@ class PostgresqlDatabase:
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
         self._running: set[asyncio.Task[Any]] = set()
-        self._in_use: set[_Connection] = set()
+        self._in_use: set[ServerConnection] = set()
         self._closed = False
         _replace_dead_connections(self._engine)
 
@@ -135,10 +107,10 @@ class PostgresqlDatabase:
 
     async def exclusively(self, work: Callable[[Connection], Result]) -> Result:
         def alone(conn: Connection) -> Result:
-            conn.execute(_set_local(dict.fromkeys(_LIMITS, "0")))
+            conn.execute(set_local(dict.fromkeys(LIMITS, "0")))
             conn.execute(select(func.pg_advisory_xact_lock(_MIGRATING)))
             # A change that waits for one long reader makes all others wait behind it: rather fail, and be run again.
-            conn.execute(_set_local({"lock_timeout": _limits(self._deadline)["lock_timeout"]}))
+            conn.execute(set_local({"lock_timeout": limits_for(self._deadline)["lock_timeout"]}))
             return work(conn)
 
         return await self._finish(partial(self._insist, alone, _MIGRATION_SECONDS))
@@ -222,7 +194,7 @@ class PostgresqlDatabase:
     async def _insist(self, work: Callable[[Connection], Result], deadline: float) -> Result:
         """Again after a conflict that the server undid. A commit whose answer is lost is none of those."""
         conflicts = AsyncRetrying(
-            retry=retry_if_exception(lambda exc: _sqlstate(exc) in _UNDONE),
+            retry=retry_if_exception(lambda exc: sqlstate_of(exc) in _UNDONE),
             stop=stop_after_attempt(_TRIES),
             wait=wait_random_exponential(multiplier=0.02, max=1.0),
             reraise=True,
@@ -234,12 +206,12 @@ class PostgresqlDatabase:
     ) -> Result:
         def limited(conn: Connection) -> Result:
             if self._pooler:
-                conn.execute(_set_local(_limits(deadline)))
+                conn.execute(set_local(limits_for(deadline)))
             return work(conn)
 
         async with engine.connect() as conn:
             driver = (await conn.get_raw_connection()).driver_connection
-            assert isinstance(driver, _Connection)  # noqa: S101 - the pool's connections are made by `connect`
+            assert isinstance(driver, ServerConnection)  # noqa: S101 - the pool's connections are made by `connect`
             driver.expire_in(deadline)
             self._in_use.add(driver)
             try:
@@ -250,7 +222,7 @@ class PostgresqlDatabase:
                     raise LedgerUnavailable(
                         f"ledger {self._url.render_as_string()} did not answer within {deadline:g} seconds"
                     ) from exc
-                if _sqlstate(exc) == _READ_ONLY:
+                if sqlstate_of(exc) == _READ_ONLY:
                     # The primary has become a standby: the next connection may lead to the new one.
                     await conn.invalidate()
                 raise
@@ -272,7 +244,7 @@ class PostgresqlDatabase:
                         await lost.wait()
                         raise ConnectionResetError("the connection that listens was lost")
                 # A peer that vanished without a word is noticed only by those who ask.
-                connection.expire_in(_CONNECT_SECONDS)
+                connection.expire_in(CONNECT_SECONDS)
                 await connection.execute("SELECT 1")
                 connection.expire_in(None)
         finally:
@@ -287,21 +259,7 @@ def open_postgresql(
     `deadline`: seconds a transaction may take. `pooler`: the URL leads to a pooler that gives each transaction another
     connection, so no connection keeps anything: no prepared statement, no setting, no LISTEN.
     """
-    patience = min(_CONNECT_SECONDS, deadline)
-
-    async def connect() -> _Connection:
-        connection: _Connection = await asyncpg.connect(
-            url.render_as_string(hide_password=False),
-            timeout=patience,
-            connection_class=_Connection,
-            # Without a cache the driver prepares statements without a name, which live as long as a transaction needs them.
-            statement_cache_size=0 if pooler else 100,
-            server_settings={"application_name": "transload"} | ({} if pooler else _limits(deadline)),
-        )
-        # For what is asked of a new connection before its first transaction.
-        connection.expire_in(patience)
-        return connection
-
+    connect = connector(url, pooler=pooler, deadline=deadline)
     return PostgresqlDatabase(url, connect, deadline=deadline, pooler=pooler, listen=listen)
 
 
@@ -311,92 +269,3 @@ def _replace_dead_connections(engine: AsyncEngine) -> None:
         # The driver has noticed the end of the connection while it lay in the pool: no need to ask the server.
         if connection.driver_connection.is_closed():
             raise DisconnectionError
-
-
-_LIMITS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
-
-
-def _limits(deadline: float) -> dict[str, str]:
-    """What ends on the server before or when the client hangs up, in milliseconds: no lock outlives its transaction by much.
-
-    https://www.postgresql.org/docs/current/runtime-config-client.html
-    """
-    shares = (5 / 6, 1 / 3, 1)
-    return {name: str(int(deadline * share * 1000)) for name, share in zip(_LIMITS, shares, strict=True)}
-
-
-def _set_local(settings: Mapping[str, str]) -> Any:
-    """The statement that sets them for the rest of the transaction."""
-    return select(*(func.set_config(name, value, True) for name, value in settings.items()))
-
-
-@contextmanager
-def translated(url: URL) -> Iterator[None]:
-    """Turn what the driver raises into the ledger's own errors."""
-    try:
-        yield
-    except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as exc:
-        raise _translate(exc, url) from exc
-    except (StatementError, ArithmeticError, TypeError, ValueError, RecursionError) as exc:
-        # Raised before the database was asked: a value it has no type for.
-        raise LedgerRefused(_told(_origin(exc), url)) from exc
-    except (SQLAlchemyError, OSError) as exc:
-        raise LedgerUnavailable(_told(exc, url)) from exc
-
-
-_POOLER = "; when ledger.url leads to PgBouncer, set ledger.pooler: true"
-_KINDS: Mapping[str, tuple[type[LedgerError], str]] = MappingProxyType(
-    {
-        "22": (LedgerRefused, ""),
-        "23": (LedgerRefused, ""),
-        "54": (LedgerRefused, ""),
-        "54000": (LedgerUnavailable, "; when it is the queue of notifications: a session that listens hangs"),
-        "55P03": (LedgerBusy, ""),
-        "28": (LedgerError, "; correct user and password in ledger.url, or the server's pg_hba.conf"),
-        "3D000": (LedgerError, "; create the database, or correct its name in ledger.url"),
-        "42P01": (SchemaMismatch, "; run: transload migrate"),
-        "42703": (SchemaMismatch, "; run: transload migrate"),
-        "42501": (LedgerError, "; grant it to the ledger's user"),
-        "42": (LedgerError, ""),
-        "26000": (LedgerError, _POOLER),
-        "42P05": (LedgerError, _POOLER),
-        "08P01": (LedgerUnavailable, _POOLER),
-        "53100": (LedgerUnavailable, "; the server's disk is full: free some space"),
-        "XX001": (LedgerCorrupt, "; the server's files are damaged: restore a backup"),
-        "XX002": (LedgerCorrupt, "; the server's files are damaged: REINDEX, or restore a backup"),
-    }
-)
-"""SQLSTATE or its class -> error and remedy; whatever is not here may pass.
-
-https://www.postgresql.org/docs/current/errcodes-appendix.html
-"""
-
-
-def _translate(exc: Exception, url: URL) -> LedgerError:
-    origin, state = _origin(exc), _sqlstate(exc)
-    if not state and isinstance(origin, asyncpg.ClientConfigurationError):
-        return LedgerError(f"{_told(origin, url)}; correct ledger.url")
-    if not state and isinstance(origin, ValueError):
-        return LedgerRefused(_told(origin, url))
-    kind, remedy = _KINDS.get(state) or _KINDS.get(state[:2]) or (LedgerUnavailable, "")
-    return kind(f"{_told(origin, url)}{remedy}")
-
-
-def _told(exc: BaseException, url: URL) -> str:
-    if isinstance(exc, TimeoutError):
-        exc = TimeoutError("the server did not answer in time")
-    reason = one_line(str(getattr(exc, "message", None) or exc) or type(exc).__name__)
-    if url.password:
-        reason = reason.replace(str(url.password), HIDDEN)
-    return f"ledger {url.render_as_string()}: {reason}"
-
-
-def _origin(exc: BaseException) -> BaseException:
-    """What the driver raised, below SQLAlchemy's wrappers."""
-    if isinstance(exc, StatementError) and exc.orig is not None:
-        return exc.orig.__cause__ or exc.orig
-    return exc
-
-
-def _sqlstate(exc: BaseException) -> str:
-    return getattr(_origin(exc), "sqlstate", None) or ""

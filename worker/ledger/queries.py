@@ -1,6 +1,6 @@
 """What the ledger tells: its read transactions.
 
-Called by worker/ledger/sql.py only.
+Called by worker/ledger/sql.py and group_commit.py only.
 """
 
 from collections import defaultdict
@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, cast
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, Row, Select, func, select
 
-from worker.ledger.base import (
+from worker.ledger.rows import before, bundle_record, outbox_entry, stored_object
+from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources
+from worker.ledger.values import (
     BundleRecord,
     BundleState,
     OutboxEntry,
@@ -19,11 +21,11 @@ from worker.ledger.base import (
     StoredResource,
     Summary,
 )
-from worker.ledger.rows import bundle_record, outbox_entry
-from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources
 
 PAGE = 500
 """Resources read at a time."""
+PAGE_OBJECTS = 5_000
+"""Objects read at a time, unless one resource alone has more."""
 
 
 def fingerprints(conn: Connection, ids: Sequence[str]) -> Sequence[str | None]:
@@ -61,8 +63,8 @@ def pending(conn: Connection) -> int:
     return conn.execute(statement).scalar_one()
 
 
-def resource_page(conn: Connection, bid: str, after: str) -> Sequence[StoredResource]:
-    """The bundle's next resources beyond the id `after`."""
+def resource_page(conn: Connection, bid: str, after: str) -> tuple[Sequence[StoredResource], bool]:
+    """The bundle's next resources beyond the id `after`, and whether there may be more."""
     page = conn.execute(
         select(resources)
         .where(resources.c.bid == bid, resources.c.resource_id > after)
@@ -70,17 +72,19 @@ def resource_page(conn: Connection, bid: str, after: str) -> Sequence[StoredReso
         .limit(PAGE)
     ).all()
     if not page:
-        return []
-    lying = conn.execute(
-        select(objects)
-        .where(objects.c.bid == bid, objects.c.resource_id.between(page[0].resource_id, page[-1].resource_id))
-        .order_by(objects.c.resource_id, objects.c.target, objects.c.key)
-    ).all()
+        return [], False
+    more = len(page) == PAGE
+    first = page[0].resource_id
+    lying = _objects(conn, bid, first, page[-1].resource_id, PAGE_OBJECTS + 1)
+    if len(lying) > PAGE_OBJECTS:
+        # An archive may have become many objects. The last resource may not be whole: it begins the next page.
+        cut = lying[-1].resource_id
+        page = [row for row in page if row.resource_id < cut] or page[:1]
+        more = True
+        lying = _objects(conn, bid, first, page[-1].resource_id, None)
     of_resource: dict[str, tuple[StoredObject, ...]] = defaultdict(tuple)
     for resource_id, rows in groupby(lying, key=lambda row: cast("str", row.resource_id)):
-        of_resource[resource_id] = tuple(
-            StoredObject(row.target, row.key, row.size, row.sha256, row.etag, row.version) for row in rows
-        )
+        of_resource[resource_id] = tuple(map(stored_object, rows))
     return [
         StoredResource(
             resource_id=row.resource_id,
@@ -91,9 +95,19 @@ def resource_page(conn: Connection, bid: str, after: str) -> Sequence[StoredReso
             location=row.location,
             objects=of_resource[row.resource_id],
             late=row.late,
+            before=before(row),
         )
         for row in page
-    ]
+    ], more
+
+
+def _objects(conn: Connection, bid: str, first: str, last: str, limit: int | None) -> Sequence[Row[Any]]:
+    return conn.execute(
+        select(objects)
+        .where(objects.c.bid == bid, objects.c.resource_id.between(first, last))
+        .order_by(objects.c.resource_id, objects.c.target, objects.c.key)
+        .limit(limit)
+    ).all()
 
 
 def summary(conn: Connection) -> Summary:

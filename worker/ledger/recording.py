@@ -1,6 +1,6 @@
 """The transaction behind `record`: what messages changed, committed together.
 
-Called by worker/ledger/sql.py only.
+Made by worker/ledger/sql.py, called by group_commit.py as well.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from sqlalchemy.dialects import sqlite
 
 from worker.ledger import transfers
 from worker.ledger.audit import Trail, stored
-from worker.ledger.base import AuditRecord, Entry, LedgerUnavailable, Recorded
+from worker.ledger.base import LedgerUnavailable
 from worker.ledger.rows import (
     bundle_row,
     bundle_targets,
@@ -24,6 +24,7 @@ from worker.ledger.rows import (
     resource_row,
 )
 from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources
+from worker.ledger.values import AuditRecord, Entry, Recorded
 
 
 class Recorder:

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, update
 
 from worker.ledger.audit import Trail
-from worker.ledger.base import AuditRecord, Retired
 from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources, transfers
 from worker.ledger.transfers import is_missing
+from worker.ledger.values import AuditRecord, Retired
 
 
 def staged(conn: Connection, age_ms: int, limit: int) -> Sequence[str]:

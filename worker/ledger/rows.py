@@ -1,14 +1,15 @@
 """The ledger's rows: made of entries, read into records, brought up to date. Pure; called by worker/ledger/sql.py only."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 from sqlalchemy import Row
 
+from handlers.payload import Before
 from handlers.plan import BundleTarget
 from worker import notification
-from worker.ledger.base import BundleRecord, Entry, OutboxEntry, StoredResource
+from worker.ledger.values import BundleRecord, Entry, OutboxEntry, StoredObject, StoredResource
 
 
 def message_row(entry: Entry, now: int) -> dict[str, Any]:
@@ -46,6 +47,7 @@ def resource_row(entry: Entry, bundle: Mapping[str, Any], now: int) -> dict[str,
         "location": resource.location,
         "late": bundle["state"] != "open",
         "recorded_at": now,
+        "before": None if resource.before is None else asdict(resource.before),
     }
 
 
@@ -68,7 +70,21 @@ def object_rows(entry: Entry) -> Iterable[dict[str, Any]]:
             "sha256": stored.sha256,
             "etag": stored.etag,
             "version": stored.version,
+            "member": stored.member,
         }
+
+
+def stored_object(row: Row[Any]) -> StoredObject:
+    """What a row of `objects` says."""
+    return StoredObject(row.target, row.key, row.size, row.sha256, row.etag, row.version, row.member)
+
+
+def before(row: Row[Any]) -> Before | None:
+    """What a row of `resources` says of the payload before it was transformed."""
+    if row.before is None:
+        return None
+    facts = row.before
+    return Before(facts["size"], facts["sha256"], tuple(facts["steps"]), tuple(facts["notes"]))
 
 
 def outbox_row(row: Mapping[str, Any], missing: Mapping[str, int]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-HEAD = "0005"
+HEAD = "0006"
 """The revision this release works with; a test holds it to Alembic's own head."""
 
 metadata = MetaData()
@@ -70,6 +70,7 @@ resources = Table(
     Column("location", Text, nullable=False),
     Column("late", Boolean, nullable=False),
     Column("recorded_at", BigInteger, nullable=False),
+    Column("before", JSON),
     Index("resources_by_time", "recorded_at"),
 )
 
@@ -84,6 +85,7 @@ objects = Table(
     Column("sha256", Text, nullable=False),
     Column("etag", Text),
     Column("version", Text),
+    Column("member", Text),
     Index("objects_by_key", "key"),
 )
 

@@ -13,9 +13,9 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Row, Select, Text, and_, cast, func, select, tuple_
 
 from handlers.routes import Match
-from worker.ledger.base import Found, Search, StoredObject, StoredResource
-from worker.ledger.rows import bundle_targets
+from worker.ledger.rows import before, bundle_targets, stored_object
 from worker.ledger.schema import bundles, objects, resources
+from worker.ledger.values import Found, Search, StoredObject, StoredResource
 
 After = tuple[int, str, str]
 """Where a page ended: time, bundle and resource of its last row."""
@@ -139,9 +139,9 @@ def _target_matcher(search: Search) -> Match:
 
 def _objects(
     conn: Connection, search: Search, rows: Sequence[Row[Any]]
-) -> Mapping[tuple[str, str], tuple[StoredObject, ...]]:
+) -> Mapping[tuple[str, str], list[StoredObject]]:
     """What lies in the targets of these resources and is looked for, by bundle and resource."""
-    lying: dict[tuple[str, str], tuple[StoredObject, ...]] = defaultdict(tuple)
+    lying: dict[tuple[str, str], list[StoredObject]] = defaultdict(list)
     if not rows:
         return lying
     statement = (
@@ -157,13 +157,11 @@ def _objects(
             and of_target.fits({"target": row.target})
         )
         if asked:
-            lying[row.bid, row.resource_id] += (
-                StoredObject(row.target, row.key, row.size, row.sha256, row.etag, row.version),
-            )
+            lying[row.bid, row.resource_id].append(stored_object(row))
     return lying
 
 
-def _found(row: Row[Any], lying: tuple[StoredObject, ...]) -> Found:
+def _found(row: Row[Any], lying: Sequence[StoredObject]) -> Found:
     return Found(
         bid=row.bid,
         recipe_id=row.recipe_id,
@@ -175,8 +173,9 @@ def _found(row: Row[Any], lying: tuple[StoredObject, ...]) -> Found:
             status_code=row.status_code,
             meta=row.meta,
             location=row.location,
-            objects=lying,
+            objects=tuple(lying),
             late=row.late,
+            before=before(row),
         ),
     )
 

@@ -7,23 +7,26 @@ transactions begin IMMEDIATE) and its compiler leaves out.
 
 import asyncio
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from sqlalchemy import Connection, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from backends.failpoints import failpoint
 from worker.attempts import Attempt
-from worker.batcher import Batcher
 from worker.ledger import audit as auditing
 from worker.ledger import completions, queries, retention, tries
 from worker.ledger import search as searching
 from worker.ledger import transfers as of_transfers
-from worker.ledger.base import (
+from worker.ledger.base import LedgerBusy, LedgerUnavailable
+from worker.ledger.database import Database
+from worker.ledger.group_commit import GroupCommit
+from worker.ledger.recording import Recorder
+from worker.ledger.schema import bundles, now_ms, outbox, probe
+from worker.ledger.values import (
     AuditQuery,
     AuditRecord,
     AuditRow,
@@ -33,10 +36,6 @@ from worker.ledger.base import (
     BundleTransfer,
     Entry,
     Found,
-    LedgerBusy,
-    LedgerError,
-    LedgerRefused,
-    LedgerUnavailable,
     OutboxEntry,
     OutboxRow,
     OutboxState,
@@ -47,41 +46,13 @@ from worker.ledger.base import (
     Summary,
     Transfer,
 )
-from worker.ledger.database import Database
-from worker.ledger.recording import Recorder
-from worker.ledger.schema import bundles, now_ms, outbox, probe
-
-_COMMIT_LIMIT = 200
-"""Entries a transaction takes at most: enough to hide the fsync, few enough to keep it short."""
 
 _CLOSE_SECONDS = 2.0
 """For what is still to be committed when the ledger is closed. Nobody waits for it any more."""
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 _SETTLE_SECONDS = 60.0
 """Longer than a transaction lasts."""
 _SETTLE_PAUSE = 0.02
-
-
-async def _apart(
-    reason: LedgerError,
-    groups: Sequence[Sequence[Item]],
-    flush: Callable[[Sequence[Item]], Awaitable[Sequence[Result | BaseException]]],
-) -> Sequence[Result | BaseException]:
-    """Each group in a transaction of its own, because one of them made the common one fail; outcomes in their order.
-
-    Raises `reason` when there is only one group.
-    """
-    if len(groups) == 1:
-        raise reason
-    outcomes = await asyncio.gather(*(flush(group) for group in groups), return_exceptions=True)
-    return [
-        each
-        for group, outcome in zip(groups, outcomes, strict=True)
-        for each in ([outcome] * len(group) if isinstance(outcome, BaseException) else outcome)
-    ]
 
 
 class SqlLedger:
@@ -94,36 +65,19 @@ class SqlLedger:
         dialect = sqlite if database.dialect == "sqlite" else postgresql
         self._insert_into = cast("Callable[..., sqlite.Insert]", dialect.insert)
         self._recorder = Recorder(self._insert_into, database.notify, self._trail)
-        self._records: Batcher[Entry, Recorded] = Batcher(
-            self._record_all, limit=_COMMIT_LIMIT, name="ledger-record"
-        )
-        self._begins: Batcher[tuple[str, str], int] = Batcher(
-            self._begin_all, limit=_COMMIT_LIMIT, name="ledger-begin"
-        )
-        self._withdrawals: Batcher[tuple[str, str, int], None] = Batcher(
-            self._withdraw_all, limit=_COMMIT_LIMIT, name="ledger-withdraw"
-        )
-        self._notes: Batcher[tuple[Entry, tuple[Transfer, ...]], None] = Batcher(
-            self._note_all, limit=_COMMIT_LIMIT, name="ledger-note"
-        )
-        self._transfers: Batcher[str, Sequence[Transfer]] = Batcher(
-            self._transfers_all, limit=_COMMIT_LIMIT, name="ledger-transfers"
-        )
-        self._finds: Batcher[str, str | None] = Batcher(
-            self._find_all, limit=_COMMIT_LIMIT, name="ledger-find"
-        )
+        self._grouped = GroupCommit(database, self._insert_into, self._recorder)
 
     async def find(self, message_id: str) -> str | None:
-        return await self._finds.submit(message_id)
+        return await self._grouped.finds.submit(message_id)
 
     async def record(self, entry: Entry) -> Recorded:
-        return await self._records.submit(entry)
+        return await self._grouped.records.submit(entry)
 
     async def transfers(self, message_id: str) -> Sequence[Transfer]:
-        return await self._transfers.submit(message_id)
+        return await self._grouped.transfers.submit(message_id)
 
     async def note_transfers(self, entry: Entry, transfers: Sequence[Transfer]) -> None:
-        await self._notes.submit((entry, tuple(transfers)))
+        await self._grouped.notes.submit((entry, tuple(transfers)))
 
     async def settle(self, entry: Entry, transfers: Sequence[Transfer]) -> None:
         failpoint("ledger.settle.before")
@@ -150,7 +104,7 @@ class SqlLedger:
         return await self._database.read(lambda conn: tries.listed(conn, queue, message_id))
 
     async def begin(self, queue: str, message_id: str) -> int:
-        return await self._begins.submit((queue, message_id))
+        return await self._grouped.begins.submit((queue, message_id))
 
     async def failed(self, queue: str, message_id: str, number: int | None, attempt: Attempt) -> None:
         failpoint("ledger.failed.before")
@@ -160,7 +114,7 @@ class SqlLedger:
         failpoint("ledger.failed.after")
 
     async def withdraw(self, queue: str, message_id: str, number: int) -> None:
-        await self._withdrawals.submit((queue, message_id, number))
+        await self._grouped.withdrawals.submit((queue, message_id, number))
 
     async def claim(self, limit: int, lease: float) -> Sequence[OutboxRow]:
         failpoint("ledger.claim.before")
@@ -199,10 +153,10 @@ class SqlLedger:
     async def resources(self, bid: str) -> AsyncIterator[StoredResource]:
         after = ""
         while True:
-            page = await self._database.read(partial(queries.resource_page, bid=bid, after=after))
+            page, more = await self._database.read(partial(queries.resource_page, bid=bid, after=after))
             for resource in page:
                 yield resource
-            if len(page) < queries.PAGE:
+            if not more:
                 return
             after = page[-1].resource_id
 
@@ -308,37 +262,11 @@ class SqlLedger:
         return await self._database.read(queries.summary)
 
     async def aclose(self) -> None:
-        batchers = (
-            self._records,
-            self._begins,
-            self._withdrawals,
-            self._notes,
-            self._transfers,
-            self._finds,
-        )
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
-                await asyncio.gather(*(batcher.aclose() for batcher in batchers))
+                await self._grouped.aclose()
         # It ends what a silent server keeps waiting.
         await self._database.aclose()
-
-    async def _find_all(self, ids: Sequence[str]) -> Sequence[str | None]:
-        return await self._database.read(lambda conn: queries.fingerprints(conn, ids))
-
-    async def _transfers_all(self, ids: Sequence[str]) -> Sequence[Sequence[Transfer]]:
-        return await self._database.read(lambda conn: of_transfers.of_messages(conn, ids))
-
-    async def _note_all(
-        self, notes: Sequence[tuple[Entry, tuple[Transfer, ...]]]
-    ) -> Sequence[BaseException | None]:
-        each = [(entry, transfer) for entry, transfers in notes for transfer in transfers]
-        try:
-            failpoint("ledger.note_transfers.before")
-            await self._database.write(lambda conn: of_transfers.note(conn, self._insert_into, each))
-            failpoint("ledger.note_transfers.after")
-            return [None] * len(notes)
-        except LedgerRefused as exc:
-            return await _apart(exc, [[one] for one in notes], self._note_all)
 
     def _settle(self, conn: Connection, entry: Entry, transfers: Sequence[Transfer]) -> None:
         held = select(bundles.c.bid).where(bundles.c.bid == entry.bid).with_for_update()
@@ -346,42 +274,6 @@ class SqlLedger:
             raise LedgerUnavailable("the bundle was retired at this moment; its message begins it anew")
         self._recorder.lay(conn, entry)
         of_transfers.note(conn, self._insert_into, [(entry, transfer) for transfer in transfers])
-
-    async def _begin_all(self, keys: Sequence[tuple[str, str]]) -> Sequence[int | BaseException]:
-        try:
-            failpoint("ledger.begin.before")
-            numbers = await self._database.write(lambda conn: tries.begin(conn, self._insert_into, keys))
-            failpoint("ledger.begin.after")
-            return numbers  # noqa: TRY300 - an else would part it from its failpoints
-        except LedgerRefused as exc:
-            return await _apart(exc, [[key] for key in keys], self._begin_all)
-
-    async def _withdraw_all(self, keys: Sequence[tuple[str, str, int]]) -> Sequence[BaseException | None]:
-        try:
-            failpoint("ledger.withdraw.before")
-            await self._database.write(lambda conn: tries.withdraw(conn, keys))
-            failpoint("ledger.withdraw.after")
-            return [None] * len(keys)
-        except LedgerRefused as exc:
-            return await _apart(exc, [[key] for key in keys], self._withdraw_all)
-
-    async def _record_all(self, entries: Sequence[Entry]) -> Sequence[Recorded | BaseException]:
-        try:
-            failpoint("ledger.record.before")
-            recorded = await self._database.write(lambda conn: self._recorder.commit(conn, entries))
-            failpoint("ledger.record.after")
-            return recorded  # noqa: TRY300 - an else would part it from its failpoints
-        except LedgerRefused as exc:
-            return await _apart(exc, [[entry] for entry in entries], self._record_all)
-        except LedgerBusy as exc:
-            # Somebody holds the row of one bundle: the others need not wait for it, nor fail with it.
-            by_bid: dict[str, list[Entry]] = defaultdict(list)
-            for entry in entries:
-                by_bid[entry.bid].append(entry)
-            outcomes = await _apart(exc, list(by_bid.values()), self._record_all)
-            apart = [entry for group in by_bid.values() for entry in group]
-            answered = {id(entry): outcome for entry, outcome in zip(apart, outcomes, strict=True)}
-            return [answered[id(entry)] for entry in entries]
 
     async def _change(self, rows: Sequence[OutboxRow], **values: Any) -> Sequence[str]:
         if not rows:

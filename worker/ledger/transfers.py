@@ -1,7 +1,7 @@
 """Payloads that not all of their targets have yet: the transactions behind `transfers`, `note_transfers` and `settle`.
 
-Called by worker/ledger/sql.py and recording.py only. A row per message and target, `stored` with the receipt or `missing` with
-the last error. A message all of whose targets have its payload has no rows.
+Called by worker/ledger/sql.py, group_commit.py and recording.py only. A row per message and target, `stored` with the receipt
+or `missing` with the last error. A message all of whose targets have its payload has no rows.
 """
 
 from collections import defaultdict
@@ -11,9 +11,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, or_, select
 
-from worker.ledger.base import BundleTransfer, Entry, StoredObject, Transfer
 from worker.ledger.schema import messages, now_ms, objects, resources, transfers
 from worker.ledger.tries import storable
+from worker.ledger.values import BundleTransfer, Entry, StoredObject, Transfer
 
 Insert = Callable[..., Any]
 """The `insert` of a dialect, which knows `on_conflict_do_update`."""

@@ -1,7 +1,7 @@
 """The ledger's notes of tries at messages: the transactions behind `attempts`, `begin`, `failed` and `withdraw`.
 
-Called by worker/ledger/sql.py only. A message's tries are numbered; one that is under way has no end. Whoever ends one names its
-number, so that nobody ends another's.
+Called by worker/ledger/sql.py and group_commit.py only. A message's tries are numbered; one that is under way has no end.
+Whoever ends one names its number, so that nobody ends another's.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What `ledger.url` may be. Called by worker/settings_schema.py when it is read, by worker/ledger/database.py when it is used."""
+"""What `ledger.url` may be. Called by worker/settings_process.py when it is read, by worker/ledger/database.py when it is used."""
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError

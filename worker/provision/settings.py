@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from backends.aws_options import AwsOptions
+from worker.settings_section import Section
 
 PRIVATE: Final = "private"
 PUBLIC_READ: Final = "public-read"
@@ -23,13 +24,7 @@ _BUCKET_NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PRESET: Final = re.compile(r"(archive|expire)-after-([1-9][0-9]{0,4})-days?")
 
 
-class _Section(BaseModel):
-    """As worker/settings_schema.py's own, which imports this module."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Transition(_Section):
+class Transition(Section):
     """When objects move to another storage class."""
 
     days: int = Field(ge=0, description="Days after an object was written.")
@@ -38,13 +33,13 @@ class Transition(_Section):
     ] = Field(description="The class they move to.")
 
 
-class Expiration(_Section):
+class Expiration(Section):
     """When objects are deleted."""
 
     days: int = Field(ge=1, description="Days after an object was written.")
 
 
-class LifecyclePolicy(_Section):
+class LifecyclePolicy(Section):
     """What becomes of objects as they age."""
 
     transitions: tuple[Transition, ...] = Field(default=(), description="In the order of their days.")
@@ -78,7 +73,7 @@ def _preset(value: object) -> object:
     return {"expiration": {"days": days}}
 
 
-class _Encrypted(_Section):
+class _Encrypted(Section):
     encryption: str | None = None
     kms_key_id: str | None = Field(
         default=None, min_length=1, description="Key for `aws:kms`; by default the account's own."
@@ -199,7 +194,7 @@ class ProvisionedQueue(_Encrypted):
         return self
 
 
-class AccessSettings(_Section, AwsOptions):
+class AccessSettings(Section, AwsOptions):
     """Who provisions: somebody who may do more than the worker may."""
 
     endpoint_url: str | None = Field(
@@ -215,7 +210,7 @@ def _template(value: object) -> object:
     return value
 
 
-class ProvisionSettings(_Section):
+class ProvisionSettings(Section):
     """What `transload provision` makes, beyond the buckets and queues that the other sections name."""
 
     environment: str | None = Field(

@@ -9,19 +9,11 @@ from pydantic import Field, model_validator
 
 from backends.failpoints import failpoint
 from worker.publishers.base import Notification, PublisherOptions, PublishError, PublishRefused
-from worker.rabbitmq import (
-    PERSISTENT,
-    QUORUM,
-    BrokerError,
-    Outlet,
-    RabbitOptions,
-    Trouble,
-    call,
-    counts,
-    declare,
-    hang_up,
-    objection,
-)
+from worker.rabbitmq.calls import BrokerError, Trouble, call, hang_up
+from worker.rabbitmq.limits import objection
+from worker.rabbitmq.options import RabbitOptions
+from worker.rabbitmq.outlet import PERSISTENT, Outlet
+from worker.rabbitmq.queues import QUORUM, counts, declare
 
 HEARTBEAT = 30.0
 _AT_ONCE = 256

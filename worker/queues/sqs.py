@@ -6,8 +6,6 @@ it lost; `depth` is approximate; bodies are XML-safe text. `wait` and delays cou
 """
 
 import asyncio
-import base64
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -21,20 +19,14 @@ from worker.aws import (
     SDK_ERRORS,
     SMALLEST_LIMIT,
     SqsOptions,
-    Trouble,
-    classify,
-    fifo_token,
     objection,
     open_client,
     packed,
     queue_facts,
-    short_code,
     size,
-    typed,
 )
 from worker.batcher import Batcher
 from worker.queues.base import (
-    SOURCE_ATTRIBUTE,
     Dead,
     Depth,
     Disposition,
@@ -50,6 +42,8 @@ from worker.queues.base import (
     obituary,
 )
 from worker.queues.sqs_dead_letters import DeadLetters, letter_attributes, locate
+from worker.queues.sqs_messages import MOVED_FROM, message_of, request_for
+from worker.queues.sqs_replies import failed, no_queue, outcomes, successful, translate, unmentioned
 
 LONGEST_POLL = 20
 LONGEST_HOLD = 43_200
@@ -57,12 +51,6 @@ LONGEST_RETRY = LONGEST_HOLD - 3600
 """Seconds; `Retry` shortens a longer delay to it. The time a message was worked on counts as held, too."""
 BURIAL = 60
 """Seconds a message stays hidden, at most, while its dead letter is written."""
-LONGEST_DELAY = 900
-"""Seconds; `send` shortens a longer delay to it."""
-
-_MOVED_FROM = "DeadLetterQueueSourceArn"
-"""The system attribute of a message that SQS itself moved to the dead letters."""
-_STALE = frozenset({"InvalidParameterValue", "ReceiptHandleIsInvalid", "MessageNotInflight"})
 
 
 class SqsQueueOptions(SqsOptions, QueueOptions):
@@ -137,9 +125,9 @@ class SqsQueue:
                 dead = None if dead_letters else await locate(client, options.queue_url, configured, facts)
             # The SDK reports a malformed region, URL or endpoint as ValueError.
             except (*SDK_ERRORS, ValueError) as exc:
-                raise _translate(exc, options.queue_url) from exc
+                raise translate(exc, options.queue_url) from exc
             except KeyError as exc:
-                raise _no_queue(options.queue_url) from exc
+                raise no_queue(options.queue_url) from exc
             return cls(options, client, stack.pop_all(), facts, dead)
 
     @property
@@ -162,7 +150,7 @@ class SqsQueue:
         self._ensure_open()
         wanted = ["ApproximateReceiveCount", "SentTimestamp"]
         if self._dead is None:
-            wanted.append(_MOVED_FROM)
+            wanted.append(MOVED_FROM)
         failpoint("sqs.receive.before")
         reply = await self._call(
             "receive_message",
@@ -175,20 +163,20 @@ class SqsQueue:
             MessageAttributeNames=["All"],
         )
         failpoint("sqs.receive.after")
-        return [_message(raw) for raw in reply.get("Messages", ())]
+        return [message_of(raw) for raw in reply.get("Messages", ())]
 
     async def extend(self, messages: Sequence[Message]) -> Sequence[Message]:
         """As the port says. A message that would be held for more than 12 hours counts as lost."""
         self._ensure_open()
-        outcomes = await asyncio.gather(
+        answers = await asyncio.gather(
             *(self._changes.submit((message.handle, self._lease)) for message in messages),
             return_exceptions=True,
         )
         lost: list[Message] = []
-        for message, outcome in zip(messages, outcomes, strict=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
-            if not outcome:
+        for message, answer in zip(messages, answers, strict=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            if not answer:
                 lost.append(message)
         return lost
 
@@ -214,15 +202,17 @@ class SqsQueue:
         for message in messages:
             if why := objection(message.body, message.attributes, self._limit):
                 raise QueueError(f"queue {self._name!r}: {why}")
-        entries = [_entry(index, message, fifo=_is_fifo(self._url)) for index, message in enumerate(messages)]
+        entries = [
+            {"Id": str(index)} | request_for(message, self._url) for index, message in enumerate(messages)
+        ]
         for span in packed([size(m.body, m.attributes) for m in messages], self._limit):
             failpoint("sqs.send.before")
             reply = await self._call("send_message_batch", self._url, Entries=entries[span.start : span.stop])
             failpoint("sqs.send.after")
             for failure in reply.get("Failed", ()):
-                raise self._failure(failure)
-            if unsaid := {str(index) for index in span} - _successful(reply):
-                raise self._unmentioned(len(unsaid))
+                raise failed(failure, self._name)
+            if unsaid := {str(index) for index in span} - successful(reply):
+                raise unmentioned(len(unsaid), self._name)
 
     async def depth(self) -> Depth:
         """SQS's approximation, a minute old at worst."""
@@ -256,14 +246,12 @@ class SqsQueue:
         attributes = letter_attributes(message.body, message.attributes, story, letters.limit)
         # Its id makes a repeated burial one letter on a FIFO queue.
         letter = OutgoingMessage(message.body, attributes, group=message.id, deduplication_id=message.id)
-        entry = _entry(0, letter, fifo=_is_fifo(letters.url))
-        del entry["Id"]
         try:
             failpoint("sqs.bury.before")
-            reply = await self._call("send_message", letters.url, **entry)
+            reply = await self._call("send_message", letters.url, **request_for(letter, letters.url))
             failpoint("sqs.bury.after")
             if not reply.get("MessageId"):
-                raise self._unmentioned(1)
+                raise unmentioned(1, self._name)
         except QueueError as exc:
             raise QueueUnavailable(
                 f"queue {self._name!r}: no dead letter could be written to {letters.url}: {exc}"
@@ -273,24 +261,23 @@ class SqsQueue:
         if self._dead is None:
             return None
         try:
-            (dead,) = await self._counts(self._dead.url, "ApproximateNumberOfMessages")
+            return (await self._counts(self._dead.url, "ApproximateNumberOfMessages"))[0]
         except (QueueMissing, QueueDenied):
             return None
-        return dead
 
     async def _counts(self, url: str, *names: str) -> list[int]:
         reply = await self._call("get_queue_attributes", url, AttributeNames=list(names))
         try:
             return [int(reply["Attributes"][name]) for name in names]
         except KeyError as exc:
-            raise _no_queue(url) from exc
+            raise no_queue(url) from exc
 
     async def _delete(self, handles: Sequence[str]) -> Sequence[bool | BaseException]:
         entries = [{"Id": str(index), "ReceiptHandle": handle} for index, handle in enumerate(handles)]
         failpoint("sqs.delete.before")
         reply = await self._call("delete_message_batch", self._url, Entries=entries)
         failpoint("sqs.delete.after")
-        return self._outcomes(reply, len(entries))
+        return outcomes(reply, len(entries), self._name)
 
     async def _change(self, wishes: Sequence[tuple[str, int]]) -> Sequence[bool | BaseException]:
         entries = [
@@ -300,97 +287,14 @@ class SqsQueue:
         failpoint("sqs.change.before")
         reply = await self._call("change_message_visibility_batch", self._url, Entries=entries)
         failpoint("sqs.change.after")
-        return self._outcomes(reply, len(entries))
-
-    def _outcomes(self, reply: Mapping[str, Any], count: int) -> list[bool | BaseException]:
-        done = _successful(reply)
-        failures = {failure.get("Id"): failure for failure in reply.get("Failed", ())}
-        outcomes: list[bool | BaseException] = []
-        for id_ in map(str, range(count)):
-            if failure := failures.get(id_):
-                outcomes.append(False if short_code(failure) in _STALE else self._failure(failure))
-            else:
-                outcomes.append(True if id_ in done else self._unmentioned(1))
-        return outcomes
-
-    def _failure(self, failure: Mapping[str, Any]) -> QueueError:
-        kind = QueueError if failure.get("SenderFault") else QueueUnavailable
-        return kind(f"queue {self._name!r}: {failure.get('Code')}: {failure.get('Message', '')}")
-
-    def _unmentioned(self, count: int) -> QueueUnavailable:
-        # A proxy, or a wrong endpoint, may answer 200 to anything.
-        return QueueUnavailable(
-            f"queue {self._name!r}: the reply does not mention {count} of what was asked; look at endpoint_url"
-        )
+        return outcomes(reply, len(entries), self._name)
 
     async def _call(self, operation: str, url: str, **request: Any) -> Mapping[str, Any]:
         try:
             return cast("Mapping[str, Any]", await getattr(self._client, operation)(QueueUrl=url, **request))
         except SDK_ERRORS as exc:
-            raise _translate(exc, url) from exc
+            raise translate(exc, url) from exc
 
     def _ensure_open(self) -> None:
         if self._closed:
             raise QueueUnavailable(f"queue {self._name!r} is closed")
-
-
-def _successful(reply: Mapping[str, Any]) -> set[str | None]:
-    return {entry.get("Id") for entry in reply.get("Successful", ())}
-
-
-def _message(raw: Mapping[str, Any]) -> Message:
-    facts = raw.get("Attributes", {})
-    attributes = {name: _text(value) for name, value in raw.get("MessageAttributes", {}).items()}
-    if source := facts.get(_MOVED_FROM):
-        attributes.setdefault(SOURCE_ATTRIBUTE, source.rsplit(":", 1)[-1])
-    return Message(
-        id=raw["MessageId"],
-        body=raw["Body"].encode(errors="surrogatepass"),
-        handle=raw["ReceiptHandle"],
-        receive_count=int(facts.get("ApproximateReceiveCount", 1)),
-        attributes=attributes,
-        sent_at=int(facts["SentTimestamp"]) / 1000 if "SentTimestamp" in facts else None,
-    )
-
-
-def _text(value: Mapping[str, Any]) -> str:
-    if "StringValue" in value:
-        return str(value["StringValue"])
-    return base64.b64encode(value.get("BinaryValue", b"")).decode()
-
-
-def _entry(index: int, message: OutgoingMessage, *, fifo: bool) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "Id": str(index),
-        "MessageBody": message.body.decode(),
-        "MessageAttributes": typed(message.attributes),
-    }
-    if fifo:
-        # FIFO queues take no delay per message, and want both ids.
-        entry["MessageGroupId"] = fifo_token(message.group or "transload")
-        entry["MessageDeduplicationId"] = fifo_token(
-            message.deduplication_id or hashlib.sha256(message.body).hexdigest()
-        )
-    elif message.delay > 0:
-        entry["DelaySeconds"] = min(math.ceil(message.delay), LONGEST_DELAY)
-    return entry
-
-
-def _is_fifo(url: str) -> bool:
-    return url.endswith(".fifo")
-
-
-def _no_queue(url: str) -> QueueUnavailable:
-    return QueueUnavailable(f"{url}: the answer is not that of a queue; correct endpoint_url")
-
-
-def _translate(exc: BaseException, url: str) -> QueueError:
-    trouble = classify(exc)
-    message = f"{url}: {trouble.value} ({exc})"
-    if trouble is Trouble.MISSING:
-        return QueueMissing(f"{message}; create it, or correct queue_url and region")
-    if trouble is Trouble.DENIED:
-        return QueueDenied(f"{message}; look at the credentials and the policies of role and queue")
-    if trouble is Trouble.UNAVAILABLE:
-        return QueueUnavailable(message)
-    return QueueError(message)

@@ -1,4 +1,7 @@
-"""Where the dead letters of an SQS queue go, and what such a letter carries. Called by worker/queues/sqs.py only."""
+"""Where the dead letters of an SQS queue go, and what such a letter carries.
+
+Called by worker/queues/sqs.py; worker/doctor_aws.py asks it where they go.
+"""
 
 import json
 from collections.abc import Mapping

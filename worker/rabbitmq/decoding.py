@@ -1,4 +1,4 @@
-"""How properties are read that pamqp cannot decode. worker/rabbitmq.py installs it where it makes a connection.
+"""How properties are read that pamqp cannot decode. worker/rabbitmq/link.py installs it where it makes a connection.
 
 pamqp raises for a text that is no UTF-8, a date past the year 9999, a table nested too deep for Python. aiormq then ends the
 connection, the broker delivers everything again, and so one message of a careless publisher would stop its queue for good.

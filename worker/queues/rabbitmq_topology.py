@@ -1,4 +1,5 @@
-"""Which queues belong to one RabbitMQ queue, and what they are made of. Used by worker/queues/rabbitmq.py.
+"""Which queues belong to one RabbitMQ queue, and what they are made of. Used by worker/queues/rabbitmq.py
+and the files beside it.
 
 The queue itself, its dead letters, and a ladder of delay queues: a message waits in one of those until its own expiration,
 and is passed on to the queue. Messages expire at a queue's head only, so each step of the ladder has a queue of its own.
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.rabbitmq import QUORUM
+from worker.rabbitmq.queues import QUORUM
 
 LADDER = (1, 4, 16, 64, 256, 1024, 4096, 16_384, 43_200)
 """Seconds. One delay queue each, for delays up to that many; the last is the longest delay there is."""

@@ -1,6 +1,6 @@
 """How a message looks on RabbitMQ: which headers are its own attributes, which are ours, which the broker's.
 
-Used by worker/queues/rabbitmq.py.
+Used by worker/queues/rabbitmq.py and the files beside it.
 """
 
 import base64
@@ -14,8 +14,8 @@ from typing import Any
 from aiormq.abc import DeliveredMessage
 
 from worker.queues.base import REASON_ATTRIBUTE, SOURCE_ATTRIBUTE, Message
-from worker.rabbitmq import ROUTING_HEADERS, fits, objection
-from worker.rabbitmq_decoding import UNREADABLE
+from worker.rabbitmq.decoding import UNREADABLE
+from worker.rabbitmq.limits import ROUTING_HEADERS, fits, objection
 
 RECEIVES = "x-transload-receives"
 """How often a message had been received when this copy of it was published."""

@@ -1,17 +1,13 @@
 """One channel that consumes, from its opening to its end: what waits here, and what has been handed out under a lease.
 
 worker/queues/rabbitmq.py makes one, and another when it has ended. A delivery tag means something on its own channel only,
-so handles are looked up here and nowhere else: with the channel they end.
-
-AMQP knows no visibility timeout. The lease is this process's promise: what is neither extended nor settled in time is
-rejected back to the queue by a timer. A process that is stopped, or cut off, loses the connection by its heartbeats.
+so what was handed out is looked up here and nowhere else: with the channel it ends.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from typing import Any, TypeVar
 
@@ -19,25 +15,11 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 from pamqp.commands import Basic
 
 from backends.failpoints import failpoint
-from worker.rabbitmq import BrokerError, Link, Once, Trouble, call
+from worker.queues.rabbitmq_leases import Held, Leases
+from worker.rabbitmq.calls import BrokerError, Once, Trouble, call
+from worker.rabbitmq.link import Link
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True, eq=False)
-class Held:
-    """A delivery that was handed out. Times are the event loop's."""
-
-    handle: str
-    delivery: DeliveredMessage
-    arrived: float
-    until: float
-    timer: asyncio.TimerHandle | None = None
-
-    @property
-    def tag(self) -> int:
-        """Its number on its channel."""
-        return self.delivery.delivery_tag or 0
 
 
 class Consumer:
@@ -69,12 +51,12 @@ class Consumer:
         self._numbers = count()
         self._subscribing = asyncio.Lock()
         self._buffer: deque[tuple[DeliveredMessage, float]] = deque()
-        self._held: dict[str, Held] = {}
         self._changed = asyncio.Event()
         self._unfed_since: float | None = None
         self._unseen = 0
         self._chores: set[asyncio.Task[None]] = set()
         self.ended: str | None = None
+        self.leases = Leases(prefix, lease, longest_hold, self._lapsed)
         self.taken_at = self._loop.time()
         channel.on_consumer_cancel_callbacks.add(self._cancelled)
         channel.closing.add_done_callback(self._closed)
@@ -87,7 +69,7 @@ class Consumer:
     @property
     def in_flight(self) -> int:
         """How many messages are handed out."""
-        return len(self._held)
+        return len(self.leases)
 
     async def subscribe(self) -> None:
         """Have the broker deliver, unless it does already. Raises `BrokerError`."""
@@ -118,7 +100,9 @@ class Consumer:
             self.taken_at = self._loop.time()
             self.require()
             if self._buffer or self.taken_at >= deadline:
-                return [self._hold(*self._buffer.popleft()) for _ in range(min(limit, len(self._buffer)))]
+                return [
+                    self.leases.begin(*self._buffer.popleft()) for _ in range(min(limit, len(self._buffer)))
+                ]
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
                     await self._changed.wait()
@@ -131,7 +115,7 @@ class Consumer:
         self.require()
         answer = await self._ask(self._channel.queue_declare(self._queue, passive=True))
         waiting, now = answer.message_count or 0, self._loop.time()
-        full = 0 < self._prefetch <= len(self._held)
+        full = 0 < self._prefetch <= self.in_flight
         consuming = self._subscription is not None and self._subscription.done()
         if not waiting or self._buffer or full or not consuming:
             self._unfed_since = None
@@ -141,7 +125,7 @@ class Consumer:
         # A quorum queue that has no leader just now counts nothing at all.
         self._unseen = self._unseen + 1 if consuming and not answer.consumer_count else 0
         if consuming and (unfed or self._unseen > 1):
-            if not self._held:
+            if not self.in_flight:
                 self.end("the broker delivers nothing, to a consumer that nobody cancelled")
             # What is held is worth more than a fresh channel: the next `subscribe` consumes anew on this one.
             self._subscription, self._unfed_since, self._unseen = None, None, 0
@@ -152,30 +136,8 @@ class Consumer:
 
         Whoever asks at the same time shares one question, and a lease counts from that question.
         """
-        asked_at = await self._sign() if any(map(self._find, handles)) else 0.0
-        lost: list[str] = []
-        for handle in handles:
-            held = self._find(handle)
-            if held is None:
-                lost.append(handle)
-            elif held.timer is not None:
-                held.until = max(held.until, asked_at + self._lease)
-                self._arm(held)
-        return lost
-
-    def claim(self, handle: str) -> Held | None:
-        """Stop the lease's clock for a settlement; None when the lease is lost or another settlement is under way."""
-        held = self._find(handle)
-        if held is None or held.timer is None:
-            return None
-        held.timer.cancel()
-        held.timer = None
-        return held
-
-    def release(self, held: Held) -> None:
-        """Let the clock go on, after a settlement that came to nothing."""
-        if self._held.get(held.handle) is held:
-            self._arm(held)
+        asked_at = await self._sign() if any(map(self.leases.find, handles)) else 0.0
+        return [handle for handle in handles if not self.leases.renew(handle, asked_at)]
 
     async def ack(self, held: Held) -> None:
         """Remove a claimed message from the queue. Raises `BrokerError`; then it may have been removed or not."""
@@ -183,7 +145,7 @@ class Consumer:
         try:
             await self._answer(self._remove(held.tag))
         finally:
-            self._held.pop(held.handle, None)
+            self.leases.drop(held)
 
     async def reject(self, held: Held, *, counted: bool) -> None:
         """Give a claimed message back. Raises `BrokerError`; then it comes back when the channel ends."""
@@ -191,7 +153,7 @@ class Consumer:
         try:
             await self._answer(self._requeue(held.tag, counted=counted))
         finally:
-            self._held.pop(held.handle, None)
+            self.leases.drop(held)
 
     async def unsubscribe(self) -> None:
         """Have the broker deliver no more until `subscribe`. Raises `BrokerError`."""
@@ -219,10 +181,7 @@ class Consumer:
         if self.ended is not None:
             return
         self.ended = reason
-        for held in self._held.values():
-            if held.timer is not None:
-                held.timer.cancel()
-        self._held.clear()
+        self.leases.clear()
         self._buffer.clear()
         self._wake()
         self._later(self._close())
@@ -287,33 +246,8 @@ class Consumer:
             self._buffer.append((delivery, self._loop.time()))
             self._wake()
 
-    def _hold(self, delivery: DeliveredMessage, arrived: float) -> Held:
-        handle = f"{self._prefix}.{delivery.delivery_tag}"
-        held = Held(handle, delivery, arrived, self._loop.time() + self._lease)
-        self._held[handle] = held
-        self._arm(held)
-        return held
-
-    def _find(self, handle: str) -> Held | None:
-        held = self._held.get(handle)
-        if held is not None and held.timer is not None and held.until <= self._loop.time():
-            # The process was stalled, and its timers come after whoever asks.
-            self._lapse(held)
-            return None
-        return held
-
-    def _arm(self, held: Held) -> None:
-        if held.timer is not None:
-            held.timer.cancel()
-        if self._longest_hold is not None:
-            # Past that the broker would close the channel, and every lease on it would be lost with this one.
-            held.until = min(held.until, held.arrived + self._longest_hold)
-        held.timer = self._loop.call_at(held.until, self._lapse, held)
-
-    def _lapse(self, held: Held) -> None:
-        if self._held.pop(held.handle, None) is held and held.timer is not None:
-            held.timer.cancel()
-            self._later(self._answer(self._requeue(held.tag, counted=True)))
+    def _lapsed(self, held: Held) -> None:
+        self._later(self._answer(self._requeue(held.tag, counted=True)))
 
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
