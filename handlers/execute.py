@@ -1,29 +1,30 @@
 """Carries out a `StorePlan`: the one file of this room that acts.
 
-staging -> check -> targets, streaming: the targets pull, so the slowest side sets the pace and memory stays at a few chunks.
-Staging is read once, however many targets there are, and not at all where every target copies inside its store.
+staging -> check -> transforms -> targets, streaming: the targets pull, so the slowest side sets the pace and memory stays at a
+few chunks. Staging is read once, however many targets there are, and not at all where every target copies inside its store.
 """
 
 import asyncio
-import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from backends.base import CHUNK_SIZE, Attributes, Promise, Receipt, StorageBackend, single
-from backends.errors import Conflict, IntegrityError, NotFound, Unsupported
+from backends.errors import Conflict, NotFound, Unsupported
 from backends.wrapper import bare
-from handlers.errors import PayloadMissing
+from handlers import sidecar
 from handlers.fan_out import FanOut
-from handlers.messages import ResourceFetched
-from handlers.plan import Source, StorePlan, Write
+from handlers.naming import resource_name
+from handlers.payload import Before, Digest, checked, metered, opened
+from handlers.plan import StorePlan, Write
+from handlers.transforms.base import Meter, Part, Work, transformed
 
 READ_AHEAD = 4
 """Chunks between staging and the slowest target at most."""
 
-_INLINE_HASH = 128 * 1024
-"""Chunks up to this size are hashed on the event loop (under 0.1 ms); larger ones on a thread."""
+_NOTES = 20
+"""Of a payload's notes, so many are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Placement:
 
     target: str
     receipt: Receipt
+    member: str = ""
+    """The entry it was of the payload, as its archive names it; empty for a payload that is one object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,12 @@ class Miss:
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """What came of a plan: each of its writes is in one of the two, in the plan's order."""
+    """What came of a plan: each of its writes is in one of the two, in the plan's order; as several placements for an archive."""
 
     placements: tuple[Placement, ...]
     misses: tuple[Miss, ...] = ()
+    before: Before | None = None
+    """Only where the plan has transforms."""
 
 
 async def execute(
@@ -55,18 +60,23 @@ async def execute(
     staging: Mapping[str, StorageBackend],
     targets: Mapping[str, StorageBackend],
     placed: Callable[[Placement], Awaitable[None]] | None = None,
+    spool: Path = Path(),
 ) -> Executed:
     """Write the payload to every target of the plan; returns when each has it, durably, or has failed.
 
     Doing it again after a crash at any point finds identical objects and gives the same placements. `placed` is told of each
-    target that has it while others are still at work.
+    target that has an untransformed payload while others are still at work. `spool` is a directory for the transforms' files.
 
-    Raises `PayloadMissing`, `IntegrityError` (nothing lies under the final names then), and whatever else reading raises.
+    Raises `PayloadMissing`, `IntegrityError` (nothing lies under the final names then), `Refused` (whole entries of an archive
+    may lie there), and whatever else reading raises.
     """
     run = _Run(plan, staging[plan.source.staging], targets, placed)
-    await run.copy()
-    await run.stream()
-    return Executed(tuple(run.placements()), tuple(run.misses()))
+    if plan.transforms:
+        await run.transform(spool)
+    else:
+        await run.copy()
+        await run.stream()
+    return Executed(tuple(run.placements()), tuple(run.misses()), run.before)
 
 
 class _Run:
@@ -83,15 +93,24 @@ class _Run:
         self._staging = staging
         self._targets = targets
         self._placed = placed
-        self._outcomes: dict[str, Placement | Miss] = {}
+        self._placements: dict[str, list[Placement]] = {}
+        self._misses: dict[str, Miss] = {}
+        self.before: Before | None = None
 
     def placements(self) -> list[Placement]:
-        found = (self._outcomes[write.target] for write in self._plan.writes)
-        return [outcome for outcome in found if isinstance(outcome, Placement)]
+        return [
+            placement
+            for write in self._plan.writes
+            if write.target not in self._misses
+            for placement in self._placements[write.target]
+        ]
 
     def misses(self) -> list[Miss]:
-        found = (self._outcomes[write.target] for write in self._plan.writes)
-        return [outcome for outcome in found if isinstance(outcome, Miss)]
+        return [self._misses[write.target] for write in self._plan.writes if write.target in self._misses]
+
+    def _left(self) -> list[Write]:
+        """The writes that have not failed."""
+        return [write for write in self._plan.writes if write.target not in self._misses]
 
     async def copy(self) -> None:
         """Let the targets copy that lie in the same store as the payload."""
@@ -120,72 +139,149 @@ class _Run:
         except (Unsupported, NotFound):
             return  # the stream finds out, and says whose fault it is
         except Exception as exc:  # noqa: BLE001 - as in `_write`
-            self._outcomes[write.target] = Miss(write, exc)
+            self._misses[write.target] = Miss(write, exc)
         else:
-            await self._complete(write, receipt)
+            await self._copied(write, Placement(write.target, receipt))
 
     async def stream(self) -> None:
         """Read the payload once, for all targets that are still without it."""
-        waiting = [write for write in self._plan.writes if write.target not in self._outcomes]
+        waiting = [write for write in self._left() if write.target not in self._placements]
         if not waiting:
             return
         source = self._plan.source
         async with (
-            _payload(source, self._staging) as chunks,
+            opened(source, self._staging) as chunks,
             aclosing(checked(chunks, source)) as payload,
         ):
-            if len(waiting) == 1:
-                await self._write_alone(waiting[0], payload)
-            else:
-                await self._fan_out(waiting, payload)
+            await self._deliver(waiting, payload, self._copied)
 
-    async def _write_alone(self, write: Write, payload: AsyncIterator[bytes]) -> None:
-        feed = _Feed(payload)
-        await self._write(write, feed)
-        if feed.error is not None:
-            raise feed.error
+    async def transform(self, spool: Path) -> None:
+        """Read the payload once, and write what the transforms make of it to all targets, one part after the other."""
+        plan, digest = self._plan, Digest()
+        if not plan.writes:
+            return
+        command = plan.command
+        work = Work(Meter(plan.limits), spool, f"{command.bundle.bid}/{plan.resource_id}")
+        if any(transform.early for transform in plan.transforms):
+            await self._prove()
+        steps: dict[str, None] = {}
+        notes: dict[str, None] = {}
+        async with (
+            opened(plan.source, self._staging) as chunks,
+            aclosing(checked(chunks, plan.source, digest)) as payload,
+            aclosing(transformed(plan.transforms, _whole(plan, metered(payload, work.meter)), work)) as parts,
+        ):
+            async for part in parts:
+                steps |= dict.fromkeys(part.steps)
+                notes |= dict.fromkeys(part.notes[: _NOTES - len(notes)])
+                await self._deliver(
+                    [_of_part(write, part) for write in self._left()], part.chunks, self._kept
+                )
+                if not self._left():
+                    return
+            # Whoever decodes may stop before the end; the promise is about all of it.
+            async for _ in payload:
+                pass
+        if not self._placements:
+            notes["nothing is in it: stored unchanged"] = None
+            await self._store_unchanged()
+        self.before = Before(digest.size, digest.sha256, tuple(steps), tuple(notes))
+        async with asyncio.TaskGroup() as group:
+            for write in self._left():
+                group.create_task(self._describe(write, self.before))
 
-    async def _fan_out(self, waiting: list[Write], payload: AsyncIterator[bytes]) -> None:
-        fan_out = FanOut({write.target for write in waiting}, READ_AHEAD)
+    async def _prove(self) -> None:
+        """Read the payload once more, only to see whether it is what was promised."""
+        source = self._plan.source
+        if source.size is None and source.sha256 is None:
+            return
+        async with opened(source, self._staging) as chunks, aclosing(checked(chunks, source)) as payload:
+            async for _ in payload:
+                pass
+
+    async def _store_unchanged(self) -> None:
+        source = self._plan.source
+        async with opened(source, self._staging) as chunks, aclosing(checked(chunks, source)) as payload:
+            await self._deliver(
+                [replace(write, sidecar_key=None) for write in self._left()], payload, self._kept
+            )
+
+    async def _deliver(self, writes: Sequence[Write], chunks: AsyncIterator[bytes], done: "Done") -> None:
+        """One stream to the writes; raises what the stream raises, and keeps what a target does."""
+        if len(writes) == 1:
+            feed = _Feed(chunks)
+            await self._write(writes[0], feed, done)
+            if feed.error is not None:
+                raise feed.error
+        elif writes:
+            await self._fan_out(writes, chunks, done)
+
+    async def _fan_out(self, writes: Sequence[Write], chunks: AsyncIterator[bytes], done: "Done") -> None:
+        fan_out = FanOut({write.target for write in writes}, READ_AHEAD)
 
         async def one(write: Write) -> None:
             try:
                 async with aclosing(fan_out.reader(write.target)) as reader:
-                    await self._write(write, reader)
+                    await self._write(write, reader, done)
             finally:
                 await fan_out.leave(write.target)
 
         async with asyncio.TaskGroup() as group:
-            pump = group.create_task(fan_out.pump(payload))
-            writes = [group.create_task(one(write)) for write in waiting]
-            await asyncio.wait(writes)
+            pump = group.create_task(fan_out.pump(chunks))
+            running = [group.create_task(one(write)) for write in writes]
+            await asyncio.wait(running)
             # Nobody reads any more, and the source may be one that never answers.
             pump.cancel()
         if fan_out.error is not None:
             raise fan_out.error
 
-    async def _write(self, write: Write, payload: AsyncIterator[bytes]) -> None:
+    async def _write(self, write: Write, chunks: AsyncIterator[bytes], done: "Done") -> None:
         try:
-            receipt = await self._targets[write.target].write(write.key, payload, write.attributes)
+            receipt = await self._targets[write.target].write(write.key, chunks, write.attributes)
         except Exception as exc:  # noqa: BLE001 - one target's fault, whatever it is, is not the other targets'
-            self._outcomes[write.target] = Miss(write, exc)
+            self._misses[write.target] = Miss(write, exc)
         else:
-            await self._complete(write, receipt)
+            await done(write, Placement(write.target, receipt, write.member))
 
-    async def _complete(self, write: Write, receipt: Receipt) -> None:
-        """The payload is there: add what goes beside it."""
-        if write.sidecar_key is not None:
-            try:
-                sidecar = single(_sidecar(self._plan.command, receipt))
-                await self._targets[write.target].write(write.sidecar_key, sidecar, _JSON)
-            except Conflict:
-                pass  # the payload is the same; when only its description differs, the first one stays, as with attributes
-            except Exception as exc:  # noqa: BLE001 - as in `_write`
-                self._outcomes[write.target] = Miss(write, exc)
-                return
-        placement = self._outcomes[write.target] = Placement(write.target, receipt)
-        if self._placed is not None and len(self._outcomes) < len(self._plan.writes):
+    async def _kept(self, _: Write, placement: Placement) -> None:
+        """One part is there."""
+        self._placements.setdefault(placement.target, []).append(placement)
+
+    async def _copied(self, write: Write, placement: Placement) -> None:
+        """The payload is there as it was staged: add what goes beside it."""
+        facts = sidecar.of_object(self._plan.command, placement.receipt)
+        if not await self._beside(write, single(facts)):
+            return
+        self._placements[write.target] = [placement]
+        if self._placed is not None and len(self._placements) + len(self._misses) < len(self._plan.writes):
             await self._placed(placement)
+
+    async def _describe(self, write: Write, before: Before) -> None:
+        """All parts are there: add what goes beside them."""
+        placements = self._placements[write.target]
+        if not before.steps:
+            facts = sidecar.of_object(self._plan.command, placements[0].receipt, before.notes)
+            await self._beside(write, single(facts))
+            return
+        parts = ((placed.member, placed.receipt) for placed in placements)
+        await self._beside(write, sidecar.of_parts(self._plan.command, asdict(before), parts))
+
+    async def _beside(self, write: Write, facts: AsyncIterator[bytes]) -> bool:
+        """Whether the facts lie where they have to, if they have to lie anywhere."""
+        if write.sidecar_key is None:
+            return True
+        try:
+            await self._targets[write.target].write(write.sidecar_key, facts, _JSON)
+        except Conflict:
+            pass  # the payload is the same; when only its description differs, the first one stays, as with attributes
+        except Exception as exc:  # noqa: BLE001 - as in `_write`
+            self._misses[write.target] = Miss(write, exc)
+            return False
+        return True
+
+
+Done = Callable[[Write, Placement], Awaitable[None]]
+"""What follows a write that went well."""
 
 
 class _Feed:
@@ -208,63 +304,34 @@ class _Feed:
             raise
 
 
-class _payload:  # noqa: N801 - used as a function: an async context manager without the generator's overhead
-    """Opens the source; only a missing *payload* is `PayloadMissing`, a target's NotFound is not."""
-
-    def __init__(self, source: Source, staging: StorageBackend) -> None:
-        self._source = source
-        self._opened = staging.open(source.key)
-
-    async def __aenter__(self) -> AsyncIterator[bytes]:
-        try:
-            return await self._opened.__aenter__()
-        except NotFound as exc:
-            raise PayloadMissing(
-                f"no payload {self._source.key!r} in staging {self._source.staging!r}"
-            ) from exc
-
-    async def __aexit__(self, *exc_info: object) -> bool | None:
-        return await self._opened.__aexit__(*exc_info)  # type: ignore[arg-type] # object is what the protocol hands on
+def _whole(plan: StorePlan, chunks: AsyncIterator[bytes]) -> Part:
+    """The payload, before anything was done to it."""
+    resource = plan.command.resource
+    return Part(
+        chunks,
+        label=resource_name(resource.url),
+        content_type=resource.content_type,
+        content_encoding=_content_encoding(resource.meta),
+    )
 
 
-async def checked(chunks: AsyncIterator[bytes], source: Source) -> AsyncGenerator[bytes, None]:
-    """The same chunks; raises `IntegrityError` instead of ending when size or SHA-256 are not as promised.
-
-    A backend that is fed by it therefore never commits a wrong payload.
-    """
-    size, digest = 0, sha256()
-    async for chunk in chunks:
-        size += len(chunk)
-        if source.size is not None and size > source.size:
-            raise IntegrityError(f"payload {source.key!r} is longer than the {source.size} bytes promised")
-        if source.sha256 is not None:
-            if len(chunk) <= _INLINE_HASH:
-                digest.update(chunk)
-            else:
-                await asyncio.to_thread(digest.update, chunk)
-        yield chunk
-    if source.size is not None and size != source.size:
-        raise IntegrityError(f"payload {source.key!r} has {size} bytes; {source.size} were promised")
-    if source.sha256 is not None and digest.hexdigest() != source.sha256:
-        raise IntegrityError(
-            f"payload {source.key!r} has SHA-256 {digest.hexdigest()}; {source.sha256} was promised"
-        )
+def _content_encoding(meta: Mapping[str, object]) -> str | None:
+    """As the fetcher noted it: `content_encoding` or `Content-Encoding`, however spelled."""
+    for name, value in meta.items():
+        if name.lower().replace("_", "-") == "content-encoding" and isinstance(value, str):
+            return value
+    return None
 
 
-def _sidecar(command: ResourceFetched, receipt: Receipt) -> bytes:
-    """The facts about one object, the same bytes on every redo."""
-    facts = {
-        "bid": command.bundle.bid,
-        "recipe_id": command.bundle.recipe_id,
-        "url": command.resource.url,
-        "content_type": command.resource.content_type,
-        "status_code": command.resource.status_code,
-        "meta": command.resource.meta,
-        "key": receipt.key,
-        "size": receipt.size,
-        "sha256": receipt.sha256,
-    }
-    return json.dumps(facts, ensure_ascii=False, indent=2).encode() + b"\n"
+def _of_part(write: Write, part: Part) -> Write:
+    """The write of one part in place of the payload's."""
+    attributes = write.attributes
+    if part.steps:
+        member = {"member": part.member} if part.path else {}
+        attributes = Attributes(part.content_type, {**attributes.metadata, **member})
+    return replace(
+        write, key=part.key(write.key), sidecar_key=None, attributes=attributes, member=part.member
+    )
 
 
 _JSON = Attributes("application/json")

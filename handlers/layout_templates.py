@@ -1,6 +1,6 @@
 """Keys by a template: `{recipe_id}/{date:%Y/%m}/{bid}/{name}`. What could give a bad key is refused before there is one.
 
-Called by handlers/layouts.py, and through it by worker/settings_schema.py, which checks templates. Pure.
+Called by handlers/layouts.py, and through it by worker/settings_places.py, which checks templates. Pure.
 
 What a template that is accepted promises, whatever recipes, URLs and metadata hold: no two resources, nor two bundles, share
 a key; no key is also the folder of another one; every key is ASCII, within the limits of stores, and engines that read

@@ -4,13 +4,14 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
 from backends.base import Attributes, check_key
 from backends.errors import InvalidKey
 from handlers.errors import Refused
 from handlers.messages import BundleClosed, ResourceFetched
+from handlers.transforms.base import Limits, Transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,8 @@ class Write:
     required: bool = True
     server_copy: bool = True
     """The target may copy the payload by itself where staging is in the same store."""
+    member: str = ""
+    """For one entry of an archive: what the archive calls it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,10 @@ class StorePlan:
     source: Source
     writes: tuple[Write, ...]
     bundle_targets: tuple[BundleTarget, ...]
+    transforms: tuple[Transform, ...] = ()
+    """Between source and writes; with any, the keys of `writes` are where it all begins, and may not be where it ends."""
+    limits: Limits = field(default_factory=Limits)
+    """Of what the transforms may make of the payload."""
 
 
 @dataclass(frozen=True, slots=True)

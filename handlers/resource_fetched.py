@@ -32,6 +32,8 @@ class ResourceFetchedHandler:
             source=Source(source.name, key, command.payload.size, command.payload.sha256),
             writes=tuple(_writes(command, route)),
             bundle_targets=route.bundle_targets(_facts(command)),
+            transforms=route.transforms,
+            limits=route.limits,
         )
 
 

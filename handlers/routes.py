@@ -13,6 +13,7 @@ from handlers.errors import Refused
 from handlers.layouts import BundleFacts, Layout
 from handlers.messages import Bundle, Resource
 from handlers.plan import BundleTarget
+from handlers.transforms.base import Limits, Transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,9 @@ class Route:
     name: str
     targets: tuple[Target, ...]
     match: Match = field(default_factory=Match)
+    transforms: tuple[Transform, ...] = ()
+    """What becomes of each payload on its way, in order."""
+    limits: Limits = field(default_factory=Limits)
 
     def bundle_targets(self, bundle: BundleFacts) -> tuple[BundleTarget, ...]:
         """Where that bundle lies in each target."""

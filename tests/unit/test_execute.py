@@ -15,9 +15,10 @@ from backends.errors import Conflict, IntegrityError
 from backends.file import FileBackend, FileOptions
 from backends.memory import MemoryBackend, MemoryOptions
 from handlers.errors import PayloadMissing
-from handlers.execute import checked, execute
+from handlers.execute import execute
 from handlers.layouts import make_layout
 from handlers.messages import Bundle, Payload, Resource, ResourceFetched
+from handlers.payload import checked
 from handlers.plan import Source, StagingSource, StorePlan
 from handlers.resource_fetched import ResourceFetchedHandler
 from handlers.routes import Route, Routes, Target
