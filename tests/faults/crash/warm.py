@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing import process as children
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -53,6 +54,8 @@ class WarmWorkers(Workers):
         context.set_forkserver_preload([*IMPORTED])
         process = context.Process(target=_become, args=(self.transload.command(*arguments), environment, log))
         process.start()
+        # Every start looks after all children it knows, on any thread; their status can be read once, and `_Forked` reads it.
+        children._children.discard(process)  # type: ignore[attr-defined] # there is no other way to say so
         worker = Worker(cast("subprocess.Popen[bytes]", _Forked(process)), log)
         self.started.append(worker)
         return worker
