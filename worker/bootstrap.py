@@ -20,6 +20,7 @@ from handlers.dispatch import Handlers
 from handlers.layouts import make_layout
 from handlers.resource_fetched import ResourceFetchedHandler
 from handlers.routes import Match, Route, Routes, Target
+from handlers.transforms.key_ring import KeyRing
 from worker import audit, stores
 from worker.budget import Budget
 from worker.circuits import Circuits
@@ -40,14 +41,14 @@ from worker.relay import Relay, RelaySettings
 from worker.service import Service, ServiceSettings
 from worker.settings import Settings
 from worker.settings_places import RouteSettings
-from worker.steps import steps_of
+from worker.steps import open_keys, steps_of
 from worker.uploads import UploadLog
 
 
-def make_handlers(settings: Settings) -> Handlers:
-    """The handlers with their routes and staging sources."""
+def make_handlers(settings: Settings, keys: KeyRing | None = None) -> Handlers:
+    """The handlers with their routes and staging sources; `keys` are for plans that are carried out."""
     routes = Routes(
-        tuple(_route(settings, route) for route in settings.routes.values() if route.enabled),
+        tuple(_route(settings, route, keys) for route in settings.routes.values() if route.enabled),
         settings.queue.options.queue_name,
     )
     return Handlers(
@@ -84,16 +85,18 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             random=random.random,
             metrics=metrics,
         )
+        spool = settings.home / "spool"
+        spool.mkdir(parents=True, exist_ok=True)
         budget = Budget(settings.worker.transfer_memory)
         metrics.transfer_memory_bytes.set_function(lambda: budget.held)
         pipeline = Pipeline(
             ledger=ledger,
-            handlers=make_handlers(settings),
+            handlers=make_handlers(settings, await open_keys(settings)),
             staging=measured_staging,
             targets=measured,
             max_message_bytes=settings.worker.max_message_bytes,
             budget=budget,
-            spool=settings.home / "spool",
+            spool=spool,
             on_complete=relay.wake,
         )
         if admin and settings.admin.enabled:
@@ -286,7 +289,7 @@ def _measured(
     return {name: MeasuredBackend(backend, observer(name)) for name, backend in backends.items()}
 
 
-def _route(settings: Settings, route: RouteSettings) -> Route:
+def _route(settings: Settings, route: RouteSettings, keys: KeyRing | None) -> Route:
     names = [*route.targets, *route.best_effort]
     asked = {
         "recipe_id": route.recipe_id,
@@ -295,7 +298,7 @@ def _route(settings: Settings, route: RouteSettings) -> Route:
         "content_type": route.content_type,
     }
     targets = tuple(_target(settings, route, name) for name in names)
-    return Route(route.name, targets, Match(asked), steps_of(route), route.limits)
+    return Route(route.name, targets, Match(asked), steps_of(route, keys), route.limits)
 
 
 def _target(settings: Settings, route: RouteSettings, name: str) -> Target:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from backends.base import BackendOptions
 from backends.errors import MissingExtra
 from backends.registry import BACKENDS, BrokenAdapter, Registry
+from handlers.transforms.key_ring import KeyOptions, KeyRingOptions
 from handlers.transforms.registry import TRANSFORMS
 from worker.config_environment import overlay, resolve_references
 from worker.config_file import FILE_VARIABLE, UNRESOLVED, Draft, KeyPath, SettingsError, read_file
@@ -25,7 +26,7 @@ from worker.publishers.registry import PUBLISHERS
 from worker.queues.base import QueueOptions
 from worker.queues.registry import QUEUES
 from worker.seed_environment import read_seed_environment
-from worker.settings_checks import check_layouts, check_overlaps
+from worker.settings_checks import check_keys, check_layouts, check_overlaps
 from worker.settings_json_schema import json_schema
 from worker.settings_places import (
     HOME_DEFAULTS,
@@ -117,8 +118,10 @@ class _Builder:
         audit = self._plain(AuditSettings, "audit")
         cloudwatch = self._plain(CloudWatchSettings, "cloudwatch")
         provision = self._plain(ProvisionSettings, "provision")
+        encryption = self._encryption()
         ledger, routes = self._ledger(), self._routes()
         check_layouts(self._draft, targets, routes)
+        check_keys(self._draft, routes)
         if not (queue and publisher and ledger and worker and relay and housekeeping and admin and logs):
             return None
         if not (audit and cloudwatch and provision):
@@ -138,12 +141,24 @@ class _Builder:
             logs=logs,
             audit=audit,
             cloudwatch=cloudwatch,
+            encryption=encryption,
             provision=provision.rooted(partial(_absolute, base=self._draft.base, environ=self._environ)),
         )
 
     def _plain(self, model: type[ModelT], key: str, **defaults: str) -> ModelT | None:
         values = self._draft.mapping((key,))
         return self._validate(model, {**defaults, **values}, (key,), model.model_fields)
+
+    def _encryption(self) -> KeyRingOptions | None:
+        """The keys, where the file has some, with their files' paths absolute."""
+        values = self._draft.mapping(("encryption",))
+        if not values:
+            return None
+        keys = values.get("keys")
+        for key in keys.values() if isinstance(keys, dict) else ():
+            if isinstance(key, dict):
+                self._fill_paths(KeyOptions, "", key, ("encryption",))
+        return self._validate(KeyRingOptions, values, ("encryption",), KeyRingOptions.model_fields)
 
     def _ledger(self) -> LedgerSettings | None:
         ledger = self._plain(LedgerSettings, "ledger", url=sqlite_url(self._home / "ledger.db"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from backends.registry import BACKENDS
 from handlers.layouts import may_meet
+from handlers.transforms.registry import KEYED
 from worker.config_file import Draft
 from worker.settings_places import RouteSettings, StagingSettings, TargetSettings
 
@@ -64,3 +65,16 @@ def _place(place: StagingSettings | TargetSettings) -> tuple[object, tuple[str, 
         return ("s3", store, options["bucket"]), prefix
     location = BACKENDS.load(place.backend).location_of(place.options)
     return place.backend, (*location.rstrip("/").split("/"), *prefix)
+
+
+def check_keys(draft: Draft, routes: Mapping[str, RouteSettings]) -> None:
+    """Refuse transforms that need keys where there are none."""
+    if "encryption" in draft.values:
+        return
+    for route in routes.values():
+        for step in route.transforms:
+            if step.name in KEYED:
+                draft.add(
+                    ("routes", route.name, "transforms"),
+                    f"{step.name} needs keys; add the section encryption with keys and primary",
+                )

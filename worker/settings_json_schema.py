@@ -10,6 +10,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from backends.registry import BACKENDS, Registry
+from handlers.transforms.key_ring import KeyRingOptions
 from worker.provision.settings import ProvisionSettings
 from worker.publishers.registry import PUBLISHERS
 from worker.queues.registry import QUEUES
@@ -51,6 +52,7 @@ PLAIN: Final[Mapping[str, type[BaseModel]]] = MappingProxyType(
         "worker": WorkerSettings,
         "relay": RelaySettings,
         "housekeeping": HousekeepingSettings,
+        "encryption": KeyRingOptions,
         "provision": ProvisionSettings,
         "admin": AdminSettings,
         "logs": LogSettings,

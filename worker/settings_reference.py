@@ -9,6 +9,8 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from handlers.transforms.key_ring import KeyOptions
+from handlers.transforms.registry import TRANSFORMS
 from worker.settings_json_schema import ADAPTED, NAMED, PLAIN, Schema, chooser_of, object_schema
 from worker.settings_places import HOME_DEFAULTS, RouteSettings
 
@@ -37,8 +39,13 @@ def _lines() -> Iterator[str]:
     route = _described(RouteSettings)
     del route["properties"]["name"]
     yield from _section("routes.<name>", str(RouteSettings.__doc__), {**route, "required": []})
+    for name in TRANSFORMS.entries:
+        options: type[BaseModel] = TRANSFORMS.load(name).Options  # type: ignore[attr-defined] # registry.py says so
+        if options.model_fields:
+            yield from _section(f"with transforms: {name}", "", _described(options), level=3)
     for key, model in PLAIN.items():
         yield from _section(key, str(model.__doc__), _described(model))
+    yield from _section("encryption.keys.<id>", str(KeyOptions.__doc__), _described(KeyOptions))
     yield _SEED
 
 
@@ -113,10 +120,13 @@ def _default(field: Schema, *, required: bool) -> str:
     default = field.get("default")
     if default is None and required:
         return "required" if "default:" not in field.get("description", "") else ""
-    if default is None or default == []:
+    if default is None or default == [] or isinstance(default, dict) or len(str(default)) > _LONG:
         return ""
     return f"`{str(default).lower() if isinstance(default, bool) else default}`" if default != "" else "empty"
 
+
+_LONG: Final = 200
+"""Characters of a default that is not shown: its key's own page does."""
 
 _INTRODUCTION: Final = """\
 # Configuration
@@ -173,7 +183,8 @@ They are honoured only when no file is given; `TRANSLOAD_…` variables still wi
 | `OC_STORAGE_PIPELINE_AWS_PROFILE` | credentials profile for bucket and queue |
 | `OC_SQS_QUEUE_URL` | the SQS queue completions go to; required with `s3` |
 | `OC_STORAGE_FILE_PATH` | the target's directory, with `file` |
-| `OC_STORAGE_USE_UNZIP`, `OC_STORAGE_USE_BUNDLER` | not available in this version: true is an error |"""
+| `OC_STORAGE_USE_UNZIP` | `transforms` of the route: `[gunzip, unzip]` |
+| `OC_STORAGE_USE_BUNDLER` | not available in this version: true is an error |"""
 
 
 if __name__ == "__main__":

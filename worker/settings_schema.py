@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, SecretStr
 
+from handlers.transforms.key_ring import KeyRingOptions
 from worker.provision.settings import ProvisionSettings
 from worker.redaction import HIDDEN, is_secret_name, redact
 from worker.settings_places import (
@@ -16,6 +17,7 @@ from worker.settings_places import (
     QueueSettings,
     RouteSettings,
     StagingSettings,
+    StepSettings,
     TargetSettings,
 )
 from worker.settings_process import (
@@ -49,20 +51,27 @@ class Settings(Section):
     provision: ProvisionSettings = ProvisionSettings()
     audit: AuditSettings = AuditSettings()
     cloudwatch: CloudWatchSettings = CloudWatchSettings()
+    encryption: KeyRingOptions | None = None
 
     def redacted(self) -> dict[str, Any]:
         """The settings in the shape of the file, fit to be shown: no secret, no password or signature in a URL."""
         return {name: _shown(name, value) for name, value in self}
 
 
+def _section(section: BaseModel) -> Any:
+    shown = {key: _shown(key, item) for key, item in section}
+    options = shown.pop("options", {})
+    if isinstance(section, StepSettings):
+        return {section.name: options} if options else section.name
+    if isinstance(section, StagingSettings | TargetSettings | RouteSettings):
+        del shown["name"]  # it is the key above
+    # Options lie flat beside the adapter's name, as in the file.
+    return {**shown, **options}
+
+
 def _shown(name: str, value: Any) -> Any:
     if isinstance(value, BaseModel):
-        shown = {key: _shown(key, item) for key, item in value}
-        if isinstance(value, StagingSettings | TargetSettings | RouteSettings):
-            del shown["name"]  # it is the key above
-        # Options lie flat beside the adapter's name, as in the file.
-        options = shown.pop("options", {})
-        return {**shown, **options}
+        return _section(value)
     if isinstance(value, Mapping):
         return {key: _shown(key, item) for key, item in value.items()}
     if isinstance(value, list | tuple):

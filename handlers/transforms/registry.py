@@ -4,6 +4,7 @@
 """
 
 from types import MappingProxyType
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,6 +17,9 @@ class NoOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+
+KEYED: Final = frozenset({"decrypt", "encrypt"})
+"""Those that are constructed with a key ring in place of options."""
 
 TRANSFORMS: Registry[Transform] = Registry(
     "transform",

@@ -49,6 +49,16 @@ def unzstd(data: bytes) -> bytes:
         return reader.read()
 
 
+def unxz(data: bytes) -> bytes:
+    """`lzma.decompress` knows no padding."""
+    made = []
+    while data:
+        stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+        made.append(stream.decompress(data))
+        data = stream.unused_data.lstrip(b"\0") if stream.eof else b""
+    return b"".join(made)
+
+
 SAMPLES: Mapping[str, Sample] = MappingProxyType(
     {
         "gunzip": Sample(
@@ -60,7 +70,7 @@ SAMPLES: Mapping[str, Sample] = MappingProxyType(
             4,
         ),
         "bunzip2": Sample(Bunzip2(), bz2.compress, bz2.decompress, ".bz2", "application/x-bzip2", 10),
-        "unxz": Sample(Unxz(), lzma.compress, lzma.decompress, ".xz", "application/x-xz", 6),
+        "unxz": Sample(Unxz(), lzma.compress, unxz, ".xz", "application/x-xz", 6),
         "unzstd": Sample(Unzstd(), zstd, unzstd, ".zst", "application/zstd", 4),
     }
 )
@@ -151,7 +161,7 @@ def gzip_quine() -> bytes:
     match = "0001000" + "01000" + "110"
     repeat = _bits("0" + "10" + match + match + "0000000")
     ending = _bits(("0" + "10" + "0000000") * 2 + "1" + "00") + b"\x00\x00\xff\xff"
-    size = struct.pack("<I", 20 * 10)
+    size = struct.pack("<I", 24 * 5)
 
     def whole(crc: int) -> bytes:
         suffix = ending + struct.pack("<I", crc) + size

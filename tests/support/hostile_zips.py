@@ -6,6 +6,7 @@ The format is APPNOTE.TXT 6.3.10; what is not told otherwise is written as it sh
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from struct import pack
 
 from isal.isal_zlib import crc32
@@ -49,7 +50,7 @@ class Item:
     listed: bool = True
     """Whether the directory has it."""
 
-    @property
+    @cached_property
     def content(self) -> bytes:
         if self.packed is not None:
             return self.packed

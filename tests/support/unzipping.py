@@ -22,8 +22,8 @@ class Taken:
         return dict(zip((part.path for part in self.parts), self.contents, strict=True))
 
 
-def work_in(spool: Path, **limits: float) -> Work:
-    return Work(Meter(Limits.model_validate(limits)), spool, "bundle/resource")
+def work_in(directory: Path, /, **limits: float) -> Work:
+    return Work(Meter(Limits.model_validate(limits)), directory, "bundle/resource")
 
 
 async def payload(data: bytes, work: Work, piece: int = CHUNK_SIZE) -> AsyncIterator[bytes]:

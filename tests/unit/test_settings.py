@@ -260,7 +260,7 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
     assert "t.yaml:7: targets.main.bucket: is required; add it, or bucket_env with the name" in text
     assert "t.yaml:9: targets.main.prefix: 'a/../b' is refused: a prefix has no '.' or '..' segments" in text
     assert "t.yaml:11: admin.host: '0.0.0.0' is refused: only a loopback address" in text
-    assert "t.yaml:12: colour: unknown key; there are: admin, audit, cloudwatch, home, " in text
+    assert "t.yaml:12: colour: unknown key; there are: admin, audit, cloudwatch, encryption, home, " in text
     assert "environment TRANSLOAD_RELAY__BATCH: relay.batch: 'none' should be a valid integer" in text
     assert len(found) == 8
 
@@ -528,7 +528,6 @@ def test_our_variables_win_over_the_seeds_and_a_file_silences_them(load: Load) -
     [
         ({"OC_SQS_QUEUE_URL": ""}, "environment OC_SQS_QUEUE_URL: not set, and OC_STORAGE_TYPE=s3 needs it"),
         ({"OC_S3_BUCKET": ""}, "environment OC_S3_BUCKET: not set, and OC_STORAGE_TYPE=s3 needs it"),
-        ({"OC_STORAGE_USE_UNZIP": "true"}, "environment OC_STORAGE_USE_UNZIP: unzipping is not available in this version; unset it"),
         ({"OC_STORAGE_USE_BUNDLER": "1"}, "environment OC_STORAGE_USE_BUNDLER: bundling is not available in this version; unset it"),
         ({"OC_STORAGE_TYPE": "gcs"}, "environment OC_STORAGE_TYPE: names no storage type; set it to s3 or file"),
         ({"OC_STORAGE_TYPE": ""}, "environment OC_STORAGE_TYPE: not set beside OC_S3_BUCKET"),
@@ -537,6 +536,73 @@ def test_our_variables_win_over_the_seeds_and_a_file_silences_them(load: Load) -
 )  # fmt: skip
 def test_the_seeds_variables_are_checked_too(load: Load, changes: dict[str, str], expected: str) -> None:
     assert problem(load, **{**SEED_S3, **changes}).startswith(expected)
+
+
+# Transforms
+
+
+def test_a_routes_transforms_are_names_or_names_with_options(load: Load) -> None:
+    text = """
+routes:
+  default:
+    transforms: [gunzip, compress: {codec: gzip}, unzip: ]
+    limits: {nesting: 5}
+  other: {transforms: unzip}
+"""
+    settings = load(text)
+    steps = settings.routes["default"].transforms
+    assert [(step.name, step.options.model_dump().get("codec")) for step in steps] == [
+        ("gunzip", None),
+        ("compress", "gzip"),
+        ("unzip", None),
+    ]
+    assert settings.routes["default"].limits.nesting == 5
+    assert [step.name for step in settings.routes["other"].transforms] == ["unzip"]
+    shown = settings.redacted()["routes"]["default"]["transforms"]
+    assert shown[:2] == ["gunzip", {"compress": {"codec": "gzip", "level": None}}]
+
+
+def test_the_seeds_variable_makes_a_route_unzip(load: Load) -> None:
+    route = load(OC_STORAGE_USE_UNZIP="true").routes["default"]
+    assert [step.name for step in route.transforms] == ["gunzip", "unzip"]
+    assert load(OC_STORAGE_USE_UNZIP="false").routes["default"].transforms == ()
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        ("gunzp", "transforms.0: no transform has that name; did you mean 'gunzip'?"),
+        ("{compress: {codc: x}}", "transforms.0.compress.codc: unknown key; did you mean 'codec'?"),
+        ("3", "transforms.0: must be a transform's name, or one name with its options"),
+        ("{gunzip: , unzip: }", "transforms.0: must be a transform's name, or one name with its options"),
+        ("{unzip: 4}", "transforms.0.unzip: must be a mapping of options"),
+        ("encrypt", "transforms: encrypt needs keys; add the section encryption with keys and primary"),
+    ],
+)
+def test_a_wrong_transform_is_told_with_its_place(load: Load, step: str, expected: str) -> None:
+    assert f"routes.default.{expected}" in problem(load, f"routes: {{default: {{transforms: [{step}]}}}}")
+
+
+def test_transforms_that_are_no_list_are_refused(load: Load) -> None:
+    text = "routes: {default: {transforms: {unzip: {}}}}"
+    assert "routes.default.transforms: must be a list of transforms; write [gunzip, unzip]" in problem(
+        load, text
+    )
+
+
+def test_keys_lie_beside_the_file_and_are_not_shown(load: Load, tmp_path: Path) -> None:
+    text = """
+encryption:
+  primary: new
+  keys:
+    new: {key_file: new.key}
+    old: {key_env: OLD}
+"""
+    settings = load(text, OLD="ab" * 32)
+    assert settings.encryption is not None
+    assert settings.encryption.keys["new"].key_file == tmp_path / "conf" / "new.key"
+    assert "ab" * 32 not in json.dumps(settings.redacted(), default=str)
+    assert "no such id" in problem(load, text.replace("primary: new", "primary: gone"), OLD="ab" * 32)
 
 
 # Shown to people
