@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 JOBS   := 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance lint format bench bench-memory crash soak lock clean
+.PHONY: help demo test conformance lint format bench bench-memory bench-transforms crash soak fuzz lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -56,6 +56,12 @@ bench-memory: $(STAMP) ## peak RSS of the worker with one 4 GiB payload: embedde
 lock: $(STAMP) ## resolve the dependencies anew into requirements.lock (hashes, no index address)
 	@$(PYTHON) -m pip --python $(BIN)/python install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --all-extras --group dev pyproject.toml -o requirements.lock
+
+fuzz: $(STAMP) ## hostile input for every decoder (MINUTES=5, SEED=, ARGS=zips: only that one)
+	@$(BIN)/python -m tests.fuzz $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+bench-transforms: $(STAMP) ## MB/s of every codec, beside the plain library and beside Python's own
+	@$(BIN)/python -m tests.benchmarks.transforms $(ARGS)
 
 clean: ## remove everything the other targets made
 	rm -rf $(VENV) .services .demo .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -4,7 +4,8 @@
     ├── Refused          the message can never be carried out; `reason` is the dead letter's short name
     └── PayloadMissing   staging has no such payload (yet)
 
-The reasons in use: `malformed`, `unknown_type`, `unknown_version`, `staging_not_allowed`, `conflict`.
+The reasons in use: `malformed`, `unknown_type`, `unknown_version`, `staging_not_allowed`, `no_route`, `conflict`, and of payloads that
+transforms refuse `payload_corrupt`, `payload_limit`, `payload_unsafe`, `payload_unsupported`.
 """
 
 

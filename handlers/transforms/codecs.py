@@ -35,7 +35,7 @@ _FIRST = 4096
 _ZEROS = 16 * 1024
 """Bytes of padding that are looked at in one go."""
 
-_BATCH = 2 * CHUNK_SIZE
+_BATCH = 4 * CHUNK_SIZE
 """Bytes after which a thread hands out what it has made."""
 
 _QUICK = 4096

@@ -40,7 +40,7 @@ _SEGMENTS = (b"PK\x07\x08PK\x03\x04", b"PK00PK\x03\x04")
 _CLAIMS = ("application/zip", "application/x-zip", "application/x-zip-compressed", "*.zip")
 _BATCH = 500
 """Entries that are looked at in one go on a thread."""
-_SMALL = 32 * 1024
+_SMALL = 256 * 1024
 """Bytes of entries that are decoded together with their neighbours: the way to a thread and back takes longer than they do."""
 
 WHOLE = (
@@ -187,6 +187,9 @@ class _Archive:
                 yield ""
                 continue
             path = entry_path(name, work, below)
+            # A path of many segments is in many folders, and each is kept.
+            if len(work.folders) > work.limits.entries:
+                raise exceeded("entries", work.limits.entries, path)
             if entry.size > work.limits.entry:
                 raise exceeded("entry", work.limits.entry, path)
             stated += entry.size

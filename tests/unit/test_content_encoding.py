@@ -141,6 +141,13 @@ async def test_nothing_may_follow_deflate() -> None:
         assert (await refused(encoded + encoded, "deflate", size=100)).reason == "payload_corrupt"
 
 
+async def test_what_decodes_as_bare_deflate_in_part_only_is_something_else() -> None:
+    encoded = deflated(b"short") + b"!"
+    made = await outcome(Decode(), encoded, content_encoding="deflate")
+    assert made.data == encoded
+    assert len(made.part.notes) == 1
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd"])
 async def test_case_93_a_bomb_stops_at_the_limit(encoding: str) -> None:
     zeros = bytes(40 << 20)

@@ -4,7 +4,6 @@ import asyncio
 import bz2
 import io
 import lzma
-import os
 import resource
 import subprocess
 import sys
@@ -34,6 +33,10 @@ UNTOLD = (1 << 32) - 1
 @pytest.fixture
 def work(tmp_path: Path) -> Work:
     return work_in(tmp_path)
+
+
+def left_in(directory: Path) -> list[Path]:
+    return list(directory.iterdir())
 
 
 async def refusal(data: bytes, work: Work, taken: Taken | None = None, **told: str) -> Refused:
@@ -304,7 +307,7 @@ async def test_case_84_the_spool_is_bounded_and_given_back(tmp_path: Path) -> No
     for limit in (room - 1, len(outer) - 1):
         with pytest.raises(Refused, match=r"limits\.spool"):
             await sizes(limit)
-    assert os.listdir(tmp_path) == []
+    assert left_in(tmp_path) == []
 
 
 async def test_case_84_a_bomb_takes_no_memory(tmp_path: Path) -> None:
@@ -663,6 +666,12 @@ async def test_case_91_a_huge_directory_is_refused_by_its_size(tmp_path: Path) -
     assert len((await unzip(archive(items), work_in(tmp_path, memory=2 << 20))).parts) == 17
 
 
+async def test_case_91_very_many_folders(tmp_path: Path) -> None:
+    data = archive([Item(b"%d/" % number + b"a/" * 200 + b"x") for number in range(10)])
+    assert len((await unzip(data, work_in(tmp_path))).parts) == 10
+    assert "limits.entries" in (await refused_unread(data, work_in(tmp_path, entries=1000))).detail
+
+
 async def test_case_91_many_tiny_entries(tmp_path: Path) -> None:
     items = [Item(b"%05d/%d.txt" % (number % 100, number), b"%d" % number) for number in range(5_000)]
     taken = await unzip(archive(items), work_in(tmp_path))
@@ -759,7 +768,7 @@ async def test_a_full_disk_is_an_outage(tmp_path: Path) -> None:
             await unzip(data, work_in(tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert os.listdir(tmp_path) == []
+    assert left_in(tmp_path) == []
 
 
 async def test_the_source_fails_and_nothing_stays_behind(tmp_path: Path) -> None:
