@@ -39,14 +39,16 @@ class Limits(BaseModel):
     entry: int = Field(default=16 << 30, ge=1, description="Bytes of one entry.")
     entries: int = Field(default=100_000, ge=1, description="Entries, all levels together.")
     nesting: int = Field(
-        default=2,
+        default=3,
         ge=1,
         le=16,
-        description="Formats inside one another: a tar in a gzip is 2. Beyond it a payload is refused.",
+        description="Formats inside one another: a tar in a gzip is 2, that sent with a content encoding 3. Beyond it a payload is refused.",
     )
     name: int = Field(default=512, ge=1, le=900, description="Bytes of an entry's path, in UTF-8.")
     memory: int = Field(
-        default=64 << 20, ge=1 << 20, description="Bytes that one decoder may take for its window and tables."
+        default=64 << 20,
+        ge=1 << 20,
+        description="Bytes that one decoder may take for its window; up to 1 MiB of tables comes on top.",
     )
     spool: int = Field(
         default=16 << 30,

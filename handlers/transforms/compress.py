@@ -9,11 +9,12 @@ write other bytes.
 import re
 import sys
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
-from typing import Literal, Protocol, Self
+from types import MappingProxyType
+from typing import Final, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,7 +28,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-_LEVELS = {"gzip": 9, "zstd": 14}
+_LEVELS: Final[Mapping[str, int]] = MappingProxyType({"gzip": 9, "zstd": 14})
 """The highest: beyond 14, zstd takes more than 64 MiB."""
 
 _SMALL_ALREADY = re.compile(
@@ -124,7 +125,7 @@ class _Gzip:
         return self._header + self._body.flush() + trailer
 
 
-_MADE = {"gzip": (".gz", "application/gzip"), "zstd": (".zst", "application/zstd")}
+_MADE: Final = MappingProxyType({"gzip": (".gz", "application/gzip"), "zstd": (".zst", "application/zstd")})
 
 
 async def _compressed(compressor: _Compressor, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:

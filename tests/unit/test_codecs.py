@@ -453,10 +453,10 @@ async def test_case_85_a_gzip_in_a_gzip_is_decoded_one_level_a_step() -> None:
 async def test_case_85_a_gzip_that_decodes_to_itself_ends_at_the_nesting_limit() -> None:
     quine = gzip_quine()
     assert gzip.decompress(quine) == quine
-    assert (await outcome([Gunzip()] * 2, quine)).data == quine
-    answer = await refused([Gunzip()] * 3, quine, path="r.gz")
+    assert (await outcome([Gunzip()] * 3, quine)).data == quine
+    answer = await refused([Gunzip()] * 4, quine, path="r.gz")
     assert answer.reason == "payload_limit"
-    assert "limits.nesting: 2" in answer.detail
+    assert "limits.nesting: 3" in answer.detail
     assert "'r.gz'" in answer.detail
     assert (await outcome([Gunzip()] * 5, quine, limits=Limits(nesting=5))).part.depth == 5
 
