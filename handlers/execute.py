@@ -18,7 +18,9 @@ from handlers.fan_out import FanOut
 from handlers.naming import resource_name
 from handlers.payload import Before, Digest, checked, metered, opened
 from handlers.plan import StorePlan, Write
-from handlers.transforms.base import Meter, Part, Work, transformed
+from handlers.transforms.base import Meter, Part, Transform, Work, transformed
+from handlers.transforms.names import Paths
+from handlers.transforms.registry import ALWAYS
 
 READ_AHEAD = 4
 """Chunks between staging and the slowest target at most."""
@@ -157,38 +159,48 @@ class _Run:
 
     async def transform(self, spool: Path) -> None:
         """Read the payload once, and write what the transforms make of it to all targets, one part after the other."""
-        plan, digest = self._plan, Digest()
+        plan = self._plan
         if not plan.writes:
             return
-        command = plan.command
-        work = Work(Meter(plan.limits), spool, f"{command.bundle.bid}/{plan.resource_id}")
+        work = Work(Meter(plan.limits), spool, f"{plan.command.bundle.bid}/{plan.resource_id}")
         if any(transform.early for transform in plan.transforms):
             await self._prove()
+        before = await self._through(plan.transforms, work)
+        if not self._placements and self._left():
+            kept = tuple(transform for transform in plan.transforms if transform.name in ALWAYS)
+            before = await self._through(kept, work)
+            before = replace(before, notes=("nothing is in it: stored unchanged", *before.notes))
+        if not self._left():
+            return
+        self.before = before
+        async with asyncio.TaskGroup() as group:
+            for write in self._left():
+                group.create_task(self._describe(write, before))
+
+    async def _through(self, transforms: Sequence[Transform], work: Work) -> Before:
+        """Write all parts to the targets, until none is left; what the payload was."""
+        plan, digest, paths = self._plan, Digest(), Paths()
         steps: dict[str, None] = {}
         notes: dict[str, None] = {}
         async with (
             opened(plan.source, self._staging) as chunks,
             aclosing(checked(chunks, plan.source, digest)) as payload,
-            aclosing(transformed(plan.transforms, _whole(plan, metered(payload, work.meter)), work)) as parts,
+            aclosing(transformed(transforms, _whole(plan, metered(payload, work.meter)), work)) as parts,
         ):
             async for part in parts:
                 steps |= dict.fromkeys(part.steps)
                 notes |= dict.fromkeys(part.notes[: _NOTES - len(notes)])
+                placed = paths.settle(part)
                 await self._deliver(
-                    [_of_part(write, part) for write in self._left()], part.chunks, self._kept
+                    [_of_part(write, placed) for write in self._left()], part.chunks, self._kept
                 )
                 if not self._left():
-                    return
-            # Whoever decodes may stop before the end; the promise is about all of it.
-            async for _ in payload:
-                pass
-        if not self._placements:
-            notes["nothing is in it: stored unchanged"] = None
-            await self._store_unchanged()
-        self.before = Before(digest.size, digest.sha256, tuple(steps), tuple(notes))
-        async with asyncio.TaskGroup() as group:
-            for write in self._left():
-                group.create_task(self._describe(write, self.before))
+                    break
+            else:
+                # Whoever decodes may stop before the end; the promise is about all of it.
+                async for _ in payload:
+                    pass
+        return Before(digest.size, digest.sha256, tuple(steps), tuple(notes))
 
     async def _prove(self) -> None:
         """Read the payload once more, only to see whether it is what was promised."""
@@ -198,13 +210,6 @@ class _Run:
         async with opened(source, self._staging) as chunks, aclosing(checked(chunks, source)) as payload:
             async for _ in payload:
                 pass
-
-    async def _store_unchanged(self) -> None:
-        source = self._plan.source
-        async with opened(source, self._staging) as chunks, aclosing(checked(chunks, source)) as payload:
-            await self._deliver(
-                [replace(write, sidecar_key=None) for write in self._left()], payload, self._kept
-            )
 
     async def _deliver(self, writes: Sequence[Write], chunks: AsyncIterator[bytes], done: "Done") -> None:
         """One stream to the writes; raises what the stream raises, and keeps what a target does."""

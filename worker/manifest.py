@@ -75,9 +75,10 @@ async def manifest(
             if stored.target == place.target:
                 buffer.append(separator + json.dumps(_listed(resource, stored), ensure_ascii=False))
                 separator = ",\n    "
-        if len(buffer) >= 256:
-            yield "".join(buffer).encode()
-            buffer.clear()
+            if len(buffer) >= 256:
+                # An archive alone may have become many objects.
+                yield "".join(buffer).encode()
+                buffer.clear()
     buffer.append("\n  ]\n}\n")
     yield "".join(buffer).encode()
 

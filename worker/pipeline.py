@@ -95,7 +95,7 @@ class Pipeline:
         required = [miss for miss in executed.misses if miss.write.required]
         if required:
             if several:
-                await self._ledger.note_transfers(_entry(plan), _notes(executed))
+                await self._ledger.note_transfers(_entry(plan), _notes(plan, executed))
             raise _reason(required)
         missing = tuple(map(_missed, executed.misses))
         entry = _entry(plan, placements, missing, executed.before)
@@ -132,7 +132,7 @@ class Pipeline:
             )
             executed = await self._execute(left, delivery)
             entry = _entry(plan, (*noted, *executed.placements))
-            await self._ledger.settle(entry, _notes(executed))
+            await self._ledger.settle(entry, _notes(plan, executed))
             if executed.misses:
                 raise _reason(executed.misses)
             await self._complete_manifests(command.bundle.bid, {transfer.target for transfer in transfers})
@@ -189,6 +189,11 @@ class Pipeline:
     def _tell(self, command: Command, outcome: Recorded) -> None:
         if outcome.conflict:
             raise Refused("conflict", f"message id {command.id!a} was used before for something else")
+        if outcome.differs:
+            raise Refused(
+                "conflict",
+                "its resource was recorded with another payload; what was stored of that one was kept",
+            )
         if outcome.late:
             self._log.warning(
                 "late resource: stored, but its bundle was complete already", message=command.id
@@ -236,10 +241,15 @@ def _missed(miss: Miss) -> Transfer:
     return Transfer(miss.write.target, error=f"{type(miss.error).__name__}: {miss.error}")
 
 
-def _notes(executed: Executed) -> list[Transfer]:
-    """What became of the payload, once for each target."""
-    landed = {placement.target: _landed(placement) for placement in executed.placements}
-    return [*landed.values(), *map(_missed, executed.misses)]
+def _notes(plan: Plan, executed: Executed) -> list[Transfer]:
+    """What became of the payload, once for each target.
+
+    Of transformed ones only what failed: what landed may be many objects, is found again, and is no sign of what a route
+    without its transforms would have stored.
+    """
+    transformed = isinstance(plan, StorePlan) and plan.transforms
+    landed = () if transformed else map(_landed, executed.placements)
+    return [*landed, *map(_missed, executed.misses)]
 
 
 def _placed(stored: StoredObject) -> Placement:

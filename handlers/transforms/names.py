@@ -1,4 +1,4 @@
-"""Paths of archive entries that are safe below a key, on every store and file system. Used by unzip and untar.
+"""Paths of archive entries that are safe below a key, on every store and file system. Used by unzip, untar and execute.py.
 
 What could lead out of its place is refused; what some file system cannot hold, or could not tell from another entry, gets a
 name of its own: `~` and eight hex digits of its SHA-256 before the suffix. The same archive gives the same paths every time.
@@ -6,10 +6,11 @@ name of its own: `~` and eight hex digits of its SHA-256 before the suffix. The 
 
 import re
 import unicodedata
+from dataclasses import replace
 from hashlib import sha256
 
 from handlers.errors import Refused
-from handlers.transforms.base import Work, exceeded
+from handlers.transforms.base import Part, Work, exceeded
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _DRIVE = re.compile(r"[A-Za-z]:")
@@ -44,7 +45,41 @@ def entry_path(name: str, work: Work, below: str = "") -> str:
         raise Refused("payload_unsafe", f"collision: another entry is in the way of {full[:200]!a}")
     work.files.add(folded)
     work.folders.update(folders)
+    if len(work.folders) > work.limits.entries:
+        # A path of many segments is in many folders, and all of them are kept.
+        raise exceeded("entries", work.limits.entries, full[:200])
     return path
+
+
+class Paths:
+    """Where the parts of one payload end up. A step after `unzip` may rename an entry to what another is called: `a.gz` beside `a`."""
+
+    def __init__(self) -> None:
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
+
+    def settle(self, part: Part) -> Part:
+        """The part, under a path that no part before it has; that path is taken from then on.
+
+        Raises `Refused("payload_unsafe")` where even the name that sets it apart is taken.
+        """
+        if not part.path:
+            return part
+        segments = part.path.split("/")
+        for place in range(len(segments) - 1):
+            folder = "/".join(segments[: place + 1])
+            if _folded(folder) in self._files:
+                segments[place] = _apart(segments[place], folder)
+        if (wanted := _folded("/".join(segments))) in self._files or wanted in self._folders:
+            segments[-1] = _apart(segments[-1], part.member)
+        path = "/".join(segments)
+        folders = {_folded(folder) for folder in _folders(path)}
+        folded = _folded(path)
+        if folded in self._files or folded in self._folders or folders & self._files:
+            raise Refused("payload_unsafe", f"collision: another entry is in the way of {path[:200]!a}")
+        self._files.add(folded)
+        self._folders |= folders
+        return part if path == part.path else replace(part, path=path)
 
 
 def check_name(name: str, work: Work, full: str = "") -> None:

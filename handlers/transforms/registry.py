@@ -21,6 +21,9 @@ class NoOptions(BaseModel):
 KEYED: Final = frozenset({"decrypt", "encrypt"})
 """Those that are constructed with a key ring in place of options."""
 
+ALWAYS: Final = frozenset({"encrypt"})
+"""Those that no payload goes without: they are applied to an archive that has nothing in it as well."""
+
 TRANSFORMS: Registry[Transform] = Registry(
     "transform",
     MappingProxyType(

@@ -187,9 +187,6 @@ class _Archive:
                 yield ""
                 continue
             path = entry_path(name, work, below)
-            # A path of many segments is in many folders, and each is kept.
-            if len(work.folders) > work.limits.entries:
-                raise exceeded("entries", work.limits.entries, path)
             if entry.size > work.limits.entry:
                 raise exceeded("entry", work.limits.entry, path)
             stated += entry.size

@@ -312,6 +312,17 @@ async def test_case_84_a_bomb_of_zeros_stops_within_the_cap_and_a_buffer() -> No
     assert peak < 8 << 20
 
 
+async def test_case_84_folders_count_as_entries() -> None:
+    """Each of few paths may be in many folders, all of which have to be remembered."""
+    deep = (
+        b"".join(member(b"/".join([b"%d" % number, *[b"d"] * 40, b"f"]), b"") for number in range(20)) + END
+    )
+    assert len(await untar(deep)) == 20
+    error = await refused(deep, limits=Limits(entries=500))
+    assert error.reason == "payload_limit"
+    assert "limits.entries" in error.detail
+
+
 async def test_case_85_formats_inside_one_another() -> None:
     inner = member(b"a", b"1") + END
     packed = gzip.compress(inner)

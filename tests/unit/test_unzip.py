@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from struct import pack
 
@@ -202,12 +203,24 @@ async def test_case_81_names_that_lead_elsewhere(work: Work, name: bytes) -> Non
     assert refused.reason == "payload_unsafe"
 
 
-@pytest.mark.parametrize("kind", [zips.SYMLINK, zips.FIFO, zips.DEVICE, 0o06 << 28, 0o14 << 28, 0o17 << 28])
-async def test_case_82_only_files_and_folders(work: Work, kind: int) -> None:
-    items = [Item(b"good", TEXT, DEFLATE), Item(b"link", b"/etc/passwd", attributes=kind | 0o777 << 16)]
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        (zips.SYMLINK, "a symlink"),
+        (zips.FIFO, "a FIFO"),
+        (zips.DEVICE, "a device"),
+        (0o06 << 28, "a device"),
+        (0o14 << 28, "a socket"),
+        (0o17 << 28, "unknown type"),
+    ],
+)
+@pytest.mark.parametrize("item", [Item(b"link", b"/etc/passwd"), Item(b"link/")])
+async def test_case_82_only_files_and_folders(work: Work, kind: int, named: str, item: Item) -> None:
+    items = [Item(b"good", TEXT, DEFLATE), replace(item, attributes=kind | 0o777 << 16)]
     refused = await refused_unread(archive(items), work)
     assert refused.reason == "payload_unsafe"
-    assert "'link'" in refused.detail
+    assert "'link" in refused.detail
+    assert named in refused.detail
 
 
 @pytest.mark.parametrize(
@@ -455,6 +468,31 @@ async def test_case_87_wrong_crc(work: Work, data: bytes, method: int) -> None:
     assert list(taken.files) == ["b"], "what came before it is whole, and it did not end"
 
 
+PACKED = {
+    DEFLATE: zips.deflated(TEXT),
+    zips.BZIP2: bz2.compress(TEXT),
+    zips.LZMA: b"\x09\x04"
+    + pack("<H", 5)
+    + (ALONE := lzma.compress(TEXT, lzma.FORMAT_ALONE))[:5]
+    + ALONE[13:],
+    zips.ZSTANDARD: zstandard.compress(TEXT),
+}
+
+
+@pytest.mark.parametrize("method", PACKED)
+async def test_case_87_content_that_ends_elsewhere(tmp_path: Path, method: int) -> None:
+    flags = 1 << 1 if method == zips.LZMA else 0
+    packed = PACKED[method]
+    for wrong in (packed + b"junk", packed + packed, packed[:-8], packed[:4], b"", b"\xff" * 50):
+        item = Item(b"a", TEXT, method, packed=wrong, flags=flags)
+        assert (await refusal(archive([item]), work_in(tmp_path))).reason in {
+            "payload_corrupt",
+            "payload_unsupported",
+        }
+    item = Item(b"a", TEXT, method, packed=packed, flags=flags)
+    assert (await unzip(archive([item]), work_in(tmp_path))).contents == [TEXT]
+
+
 async def test_case_87_sizes_wrapped_at_4_gib(work: Work) -> None:
     """As some writers do that know no zip64: the size modulo 2**32."""
     item = Item(b"a", b"x", packed=b"x" * 5, size=1, local={"packed": 1}, central={"packed": 1})
@@ -492,6 +530,7 @@ async def test_case_87_zip64(work: Work, central: dict[str, int | bytes], end: b
         {"size": UNTOLD, "extra": extra_field(1, pack("<Q", 7))},
         {"size": UNTOLD, "extra": extra_field(1, pack("<2Q", len(TEXT), 7))},
         {"size": UNTOLD, "extra": WIDE + WIDE},
+        {"size": UNTOLD, "extra": extra_field(1, WIDE[4:] + bytes(6))},
         {"size": UNTOLD, "extra": b"\x01\x00\xff\xff"},
         {"extra": extra_field(1, pack("<Q", 7))},
         {"size": UNTOLD, "extra": extra_field(1, pack("<Q", 2**63))},

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, Row, Select, func, select
 
-from worker.ledger.rows import before, bundle_record, outbox_entry, stored_object
+from worker.ledger.rows import before, bundle_record, outbox_entry, payload_digests, stored_object
 from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources
 from worker.ledger.values import (
     BundleRecord,
@@ -99,6 +99,17 @@ def resource_page(conn: Connection, bid: str, after: str) -> tuple[Sequence[Stor
         )
         for row in page
     ], more
+
+
+def recorded_payload(conn: Connection, bid: str, resource_id: str) -> set[str]:
+    """What the SHA-256 of a recorded resource's payload may be; empty where nothing is known of it."""
+    of_resource = select(resources).where(resources.c.bid == bid, resources.c.resource_id == resource_id)
+    row = conn.execute(of_resource).one_or_none()
+    if row is None:
+        return set()
+    if (was := before(row)) is not None:
+        return payload_digests(was, ())
+    return payload_digests(None, map(stored_object, _objects(conn, bid, resource_id, resource_id, None)))
 
 
 def _objects(conn: Connection, bid: str, first: str, last: str, limit: int | None) -> Sequence[Row[Any]]:

@@ -7,12 +7,13 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, select, update
+from sqlalchemy import Connection, Table, bindparam, delete, select, update
 from sqlalchemy.dialects import sqlite
 
 from worker.ledger import transfers
 from worker.ledger.audit import Trail, stored
 from worker.ledger.base import LedgerUnavailable
+from worker.ledger.queries import recorded_payload
 from worker.ledger.rows import (
     bundle_row,
     bundle_targets,
@@ -20,11 +21,12 @@ from worker.ledger.rows import (
     message_row,
     object_rows,
     outbox_row,
+    payload_digests,
     resource_key,
     resource_row,
 )
 from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources
-from worker.ledger.values import AuditRecord, Entry, Recorded
+from worker.ledger.values import AuditRecord, Entry, Recorded, StoredResource
 
 
 class Recorder:
@@ -50,6 +52,8 @@ class Recorder:
         inserted = self._insert(
             conn, resources, (resource_row(e, known[e.bid], now) for e in accepted if e.resource is not None)
         )
+        differing = self._differing(conn, accepted, inserted)
+        accepted = [entry for entry in accepted if entry.message_id not in differing]
         laid = self._insert(
             conn, objects, (row for e in accepted if resource_key(e) in inserted for row in object_rows(e))
         )
@@ -78,6 +82,8 @@ class Recorder:
         return [
             Recorded(conflict=True)
             if meaning[entry.message_id] != entry.fingerprint
+            else Recorded(differs=True)
+            if entry.message_id in differing
             else done.get(id(entry)) or Recorded(unsettled=entry.message_id in unsettled)
             for entry in entries
         ]
@@ -98,6 +104,35 @@ class Recorder:
             first.update((row[0], row[1]) for row in conn.execute(statement))
         accepted = {entry.message_id: entry for entry in reversed(entries) if (entry.message_id,) in fresh}
         return first, [entry for entry in entries if accepted.get(entry.message_id) is entry]
+
+    def _differing(
+        self, conn: Connection, entries: Sequence[Entry], inserted: set[tuple[Any, ...]]
+    ) -> set[str]:
+        """Ids of messages whose resource another message recorded with another payload; they stand for nothing any more.
+
+        Their objects may lie beside those of that message: what became of two payloads need not meet in a key.
+        """
+        payloads: dict[tuple[str, str], set[str]] = {}
+        again: list[tuple[Entry, tuple[str, str], StoredResource]] = []
+        for entry in entries:
+            if entry.resource is None:
+                continue
+            key = entry.bid, entry.resource.resource_id
+            if key in inserted and key not in payloads:
+                payloads[key] = payload_digests(entry.resource.before, entry.resource.objects)
+            else:
+                again.append((entry, key, entry.resource))
+        for _, (bid, resource_id), _ in again:
+            if (bid, resource_id) not in payloads:
+                payloads[bid, resource_id] = recorded_payload(conn, bid, resource_id)
+        differing = {
+            entry.message_id
+            for entry, key, resource in again
+            if payloads[key] and payloads[key].isdisjoint(payload_digests(resource.before, resource.objects))
+        }
+        if differing:
+            conn.execute(delete(messages).where(messages.c.id.in_(differing)))
+        return differing
 
     def _lock_bundles(
         self, conn: Connection, entries: Sequence[Entry], now: int

@@ -87,6 +87,11 @@ def before(row: Row[Any]) -> Before | None:
     return Before(facts["size"], facts["sha256"], tuple(facts["steps"]), tuple(facts["notes"]))
 
 
+def payload_digests(before: Before | None, objects: Iterable[StoredObject]) -> set[str]:
+    """What the SHA-256 of a resource's payload may be, as it was staged: one, unless targets hold it in several forms."""
+    return {each.sha256 for each in objects} if before is None else {before.sha256}
+
+
 def outbox_row(row: Mapping[str, Any], missing: Mapping[str, int]) -> dict[str, Any]:
     """The row that announces a bundle which was just completed, with the final bytes of its notification.
 

@@ -90,11 +90,7 @@ def _asks_for_objects(search: Search) -> bool:
 
 
 def _has_object(search: Search, dialect: str) -> ColumnElement[bool]:
-    equal = [
-        column == asked
-        for column, asked in ((objects.c.sha256, search.sha256), (objects.c.key, search.key))
-        if asked is not None
-    ]
+    equal = _equal(search)
     target = [] if search.target is None else [_may_fit(objects.c.target, search.target, dialect)]
     matching = select(objects.c.bid, objects.c.resource_id).where(*equal, *target)
     if equal:
@@ -103,6 +99,11 @@ def _has_object(search: Search, dialect: str) -> ColumnElement[bool]:
     return matching.where(
         objects.c.bid == resources.c.bid, objects.c.resource_id == resources.c.resource_id
     ).exists()
+
+
+def _equal(search: Search) -> list[ColumnElement[bool]]:
+    asked = ((objects.c.sha256, search.sha256), (objects.c.key, search.key))
+    return [column == text for column, text in asked if text is not None]
 
 
 def _matcher(search: Search) -> Callable[[Row[Any]], bool]:
@@ -146,17 +147,16 @@ def _objects(
         return lying
     statement = (
         select(objects)
-        .where(tuple_(objects.c.bid, objects.c.resource_id).in_([(row.bid, row.resource_id) for row in rows]))
+        .where(
+            tuple_(objects.c.bid, objects.c.resource_id).in_([(row.bid, row.resource_id) for row in rows]),
+            # An archive may have become many.
+            *_equal(search),
+        )
         .order_by(objects.c.target, objects.c.key)
     )
     of_target = _target_matcher(search)
     for row in conn.execute(statement):
-        asked = (
-            search.sha256 in {None, row.sha256}
-            and search.key in {None, row.key}
-            and of_target.fits({"target": row.target})
-        )
-        if asked:
+        if of_target.fits({"target": row.target}):
             lying[row.bid, row.resource_id].append(stored_object(row))
     return lying
 

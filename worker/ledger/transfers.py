@@ -143,10 +143,15 @@ def _row(entry: Entry, transfer: Transfer, now: int) -> dict[str, Any]:
         "bid": entry.bid,
         "resource_id": entry.resource.resource_id if entry.resource else "",
         "state": "missing" if transfer.stored is None else "stored",
-        "stored": None if transfer.stored is None else asdict(transfer.stored),
+        "stored": None if transfer.stored is None else _facts(transfer.stored),
         "error": None if transfer.error is None else storable(transfer.error),
         "updated_at": now,
     }
+
+
+def _facts(stored: StoredObject) -> dict[str, Any]:
+    # The release before knows no `member`, and would stumble over it.
+    return {name: fact for name, fact in asdict(stored).items() if name != "member" or fact is not None}
 
 
 def _transfer(row: Any) -> Transfer:

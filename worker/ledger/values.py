@@ -104,6 +104,8 @@ class Recorded:
     """Its bundle had been completed before."""
     conflict: bool = False
     """Its message id stands for something else already; nothing was changed."""
+    differs: bool = False
+    """Its resource was recorded before, by another message and of another payload; nothing was changed."""
     unsettled: bool = False
     """It had been recorded before, nothing was changed, and there are `transfers` of it to see to."""
 
