@@ -49,6 +49,7 @@ class DeferredBackend:
         self._attempt: asyncio.Task[StorageBackend] | None = None
         self._reason: StorageError = reason
         self._not_before = clock() + PAUSE
+        self._closed = False
         self.features: Features = replace(adapter.features_of(options), server_copy=False)
         self.location: str = adapter.location_of(options)
 
@@ -89,6 +90,7 @@ class DeferredBackend:
         await (await self._connected()).health()
 
     async def aclose(self) -> None:
+        self._closed = True
         if self._attempt is not None:
             self._attempt.cancel()
             await asyncio.wait([self._attempt])
@@ -100,6 +102,8 @@ class DeferredBackend:
         if self._inner is not None:
             return self._inner
         if self._attempt is None:
+            if self._closed:
+                raise Unavailable(f"{self.location} is closed")
             if self._clock() < self._not_before:
                 raise type(self._reason)(str(self._reason))
             self._attempt = asyncio.create_task(self._connect(), name=f"connect-{self.location}")

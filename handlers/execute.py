@@ -5,7 +5,7 @@ few chunks. Staging is read once, however many targets there are, and not at all
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -191,9 +191,13 @@ class _Run:
                 steps |= dict.fromkeys(part.steps)
                 notes |= dict.fromkeys(part.notes[: _NOTES - len(notes)])
                 placed = paths.settle(part)
-                await self._deliver(
-                    [_of_part(write, placed) for write in self._left()], part.chunks, self._kept
-                )
+                try:
+                    await self._deliver(
+                        [_of_part(write, placed) for write in self._left()], part.chunks, self._kept
+                    )
+                finally:
+                    if isinstance(part.chunks, AsyncGenerator):
+                        await part.chunks.aclose()
                 if not self._left():
                     break
             else:

@@ -30,6 +30,7 @@ from worker.ledger.base import Ledger, LedgerError
 from worker.ledger.database import migrate, open_database
 from worker.ledger.queries import PAGE_OBJECTS
 from worker.ledger.schema import now_ms, outbox
+from worker.ledger.schema import transfers as notes
 from worker.ledger.sql import SqlLedger
 from worker.ledger.values import (
     Close,
@@ -40,6 +41,7 @@ from worker.ledger.values import (
     StoredObject,
     StoredResource,
     Summary,
+    Transfer,
 )
 from worker.notification import event_id
 
@@ -656,6 +658,52 @@ class LedgerConformance(Auditing, Searching, Transfers):
         counts = [3, PAGE_OBJECTS - 4, 1, 2, PAGE_OBJECTS + 1, 1]
         await record_all(ledger, [archive(number, count) for number, count in enumerate(counts)])
         assert [len(resource.objects) for resource in await listed(ledger, "b")] == counts
+
+    async def test_what_is_noted_of_one_object_is_what_the_release_before_knows(
+        self, ledger: Ledger, database: Database
+    ) -> None:
+        """It reads a note with exactly these facts, in a fleet that is upgraded one by one."""
+        made = entry("b")
+        assert made.resource is not None
+        noted = made.resource.objects[0]
+        await ledger.note_transfers(made, [Transfer(noted.target, noted)])
+        opened = open_database(database.url, pooler=database.pooler)
+        try:
+            row = await opened.read(lambda conn: conn.execute(select(notes.c.stored)).scalar_one())
+        finally:
+            await opened.aclose()
+        assert set(row) == {"target", "key", "size", "sha256", "etag", "version"}
+
+    @pytest.mark.parametrize("at_once", [True, False])
+    async def test_another_payload_of_a_recorded_resource_changes_nothing(
+        self, ledger: Ledger, *, at_once: bool
+    ) -> None:
+        def archive(message: str, payload: str, *names: str) -> Entry:
+            made = entry("b", message_id=message, fingerprint=message, count=2)
+            assert made.resource is not None
+            (first, *_) = made.resource.objects
+            objects = tuple(replace(first, key=f"0/{name}", member=name) for name in names)
+            before = Before(1, payload, ("unzip",), ())
+            return replace(made, resource=replace(made.resource, objects=objects, before=before))
+
+        entries = [archive("m1", "1" * 64, "a"), archive("m2", "2" * 64, "b"), archive("m3", "1" * 64, "a")]
+        if at_once:
+            outcomes = await together([ledger.record(each) for each in entries])
+        else:
+            outcomes = await record_all(ledger, entries)
+        assert outcomes == [NOTHING, Recorded(differs=True), NOTHING]
+        assert [await ledger.find(each.message_id) for each in entries] == ["m1", None, "m3"]
+        (resource,) = await listed(ledger, "b")
+        assert [found.member for found in resource.objects] == ["a"]
+        assert await ledger.record(entries[1]) == Recorded(differs=True)
+        # As it was staged: another route did nothing with it.
+        plain = entry("b", message_id="m4", fingerprint="m4")
+        assert plain.resource is not None
+        (first, *_) = plain.resource.objects
+        for digest, expected in (("1" * 64, NOTHING), ("3" * 64, Recorded(differs=True))):
+            objects = (replace(first, sha256=digest),)
+            other = replace(plain, message_id=digest, resource=replace(plain.resource, objects=objects))
+            assert await ledger.record(other) == expected
 
     async def test_bundles_are_listed_newest_first(self, ledger: Ledger) -> None:
         for bid in ("a", "b", "c"):

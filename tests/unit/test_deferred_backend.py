@@ -97,6 +97,11 @@ async def test_closing_ends_an_attempt(store: Store) -> None:
     with pytest.raises(asyncio.CancelledError):
         await call
     assert store.attempts == 1
+    store.gate.set()
+    store.error = None
+    with pytest.raises(Unavailable, match="closed"):
+        await backend.stat("k")
+    assert store.attempts == 1, "nobody would close what it opened"
 
 
 async def test_a_target_that_is_down_at_the_start_does_not_keep_the_others(

@@ -1,14 +1,15 @@
 """Carrying out a plan with transforms: parts to targets one after the other, what is proven of the payload, what is told of it."""
 
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from backends.base import StorageBackend, single
-from backends.errors import Conflict, IntegrityError
+from backends.base import Attributes, Receipt, StorageBackend, single
+from backends.errors import Conflict, IntegrityError, Unavailable
 from backends.file import FileBackend, FileOptions
 from backends.memory import MemoryBackend, MemoryOptions
 from handlers.errors import Refused
@@ -65,6 +66,19 @@ class Lines:
                 yield replace(
                     part.changed("lines", single(content.encode())), path=path, member=name, label=path
                 )
+
+
+class Seal:
+    """Stands in for the step that no payload goes without: writes it backwards."""
+
+    name = "encrypt"
+    early = False
+
+    async def apply(self, part: Part, work: Work) -> AsyncGenerator[Part, None]:  # noqa: ARG002 - the port's
+        async def sealed() -> AsyncIterator[bytes]:
+            yield b"".join([chunk async for chunk in part.chunks])[::-1]
+
+        yield part.changed("encrypt", sealed(), add=".enc")
 
 
 @pytest.fixture
@@ -181,6 +195,40 @@ async def test_nothing_in_it_is_stored_as_it_is(world: World, tmp_path: Path) ->
     assert executed.before.notes == ("nothing is in it: stored unchanged",)
 
 
+async def test_nothing_in_it_is_encrypted_all_the_same(world: World, tmp_path: Path) -> None:
+    plan = await prepared(world, b"no line ends", Lines(), Shout(), Seal())
+    executed = await run(world, plan, tmp_path)
+    for write, target in zip(plan.writes, world.targets.values(), strict=True):
+        key = f"{write.key}.enc"
+        assert await payloads(target) == {key[key.index("page") :]: b"sdne enil on"}
+    assert executed.before == Before(
+        12, sha256(b"no line ends"), ("encrypt",), ("nothing is in it: stored unchanged",)
+    )
+
+
+async def test_entries_that_a_step_gives_the_name_of_another_stay_apart(world: World, tmp_path: Path) -> None:
+    data = b"a.html=#one\na.loud=two\nA.LOUD=three\nb/c=four\nb.loud/d=five\nb.html=#six\ne.html=#7\ne.loud/f=8\n"
+    plan = await prepared(world, data, Lines(), Shout())
+    executed = await run(world, plan, tmp_path)
+    for target in world.targets.values():
+        found = await payloads(target)
+        assert sorted(found.values()) == sorted(
+            [b"#ONE", b"two", b"three", b"four", b"five", b"#SIX", b"#7", b"8"]
+        )
+    keys = [placed.receipt.key.partition(".html/")[2] for placed in executed.placements[:8]]
+    assert [keys[0], keys[3], keys[4], keys[6]] == ["a.loud", "b/c", "b.loud/d", "e.loud"]
+    assert [re.sub(r"~[0-9a-f]{8}", "~", keys[place]) for place in (1, 2, 5, 7)] == [
+        "a~.loud",
+        "A~.LOUD",
+        "b~.loud",
+        "e~.loud/f",
+    ]
+    again = await run(world, plan, tmp_path)
+    assert [each.receipt.key for each in again.placements] == [
+        each.receipt.key for each in executed.placements
+    ]
+
+
 @pytest.mark.parametrize("transform", [Shout(), Lines(early=True)])
 async def test_case_67_nothing_is_stored_of_a_payload_that_breaks_its_promise(
     world: World, tmp_path: Path, transform: Transform
@@ -212,6 +260,45 @@ async def test_a_target_that_fails_at_one_entry_gets_no_more_and_the_other_all(
     first = await contents(world.targets["first"])
     assert plan.writes[0].sidecar_key not in first
     assert len(first) == 2
+
+
+class Held:
+    """One to one; tells when the stream it made was closed."""
+
+    name = "held"
+    early = False
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    async def apply(self, part: Part, work: Work) -> AsyncGenerator[Part, None]:  # noqa: ARG002 - the port's
+        async def held() -> AsyncIterator[bytes]:
+            try:
+                async for chunk in part.chunks:
+                    yield chunk
+                    yield chunk
+            finally:
+                self.closed = True
+
+        yield part.changed("held", held())
+
+
+class Leaving(MemoryBackend):
+    """Fails after the first chunk."""
+
+    async def write(self, key: str, chunks: AsyncIterator[bytes], attributes: Attributes) -> Receipt:  # noqa: ARG002 - the port's
+        await anext(chunks)
+        raise Unavailable("no more")
+
+
+async def test_what_a_target_did_not_read_is_closed(world: World, tmp_path: Path) -> None:
+    held = Held()
+    plan = await prepared(world, LINES, held)
+    plan = replace(plan, writes=plan.writes[:1])
+    targets = {**world.targets, plan.writes[0].target: await Leaving.connect(MemoryOptions())}
+    executed = await execute(plan, world.staging, targets, None, tmp_path)
+    assert [type(miss.error) for miss in executed.misses] == [Unavailable]
+    assert held.closed
 
 
 async def test_when_every_target_has_failed_nothing_more_is_read(world: World, tmp_path: Path) -> None:

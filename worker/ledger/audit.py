@@ -6,7 +6,7 @@ tells, so there is none without the other. Triggers (migration 0005) refuse to c
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, text, update
@@ -18,6 +18,8 @@ from worker.ledger.values import AuditQuery, AuditRecord, AuditRow, AuditSpan, E
 
 PAGE: Final = 2000
 """Rows looked at in one transaction."""
+ROWS: Final = 1000
+"""Rows inserted at a time. An archive has many more, and between statements the event loop has its turn."""
 
 _FACTS: Final = ("action", "bid", "recipe_id", "url", "target", "key", "size", "sha256", "detail")
 _APPEND: Final = insert(audit).values(at=now_ms())
@@ -48,9 +50,12 @@ class Trail:
         """Append the records in their order."""
         if self._actor is None:
             return
-        rows = [{"actor": self._actor, **{name: getattr(each, name) for name in _FACTS}} for each in records]
-        if rows:
-            conn.execute(_APPEND, rows)
+        left = iter(records)
+        while batch := list(islice(left, ROWS)):
+            conn.execute(
+                _APPEND,
+                [{"actor": self._actor, **{name: getattr(each, name) for name in _FACTS}} for each in batch],
+            )
 
 
 def stored(

@@ -1,6 +1,6 @@
 """What the ledger tells: its read transactions.
 
-Called by worker/ledger/sql.py and group_commit.py only.
+Called by worker/ledger/sql.py, group_commit.py and recording.py only.
 """
 
 from collections import defaultdict

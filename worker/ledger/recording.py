@@ -5,13 +5,14 @@ Made by worker/ledger/sql.py, called by group_commit.py as well.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 from sqlalchemy import Connection, Table, bindparam, delete, select, update
 from sqlalchemy.dialects import sqlite
 
 from worker.ledger import transfers
-from worker.ledger.audit import Trail, stored
+from worker.ledger.audit import ROWS, Trail, stored
 from worker.ledger.base import LedgerUnavailable
 from worker.ledger.queries import recorded_payload
 from worker.ledger.rows import (
@@ -26,7 +27,7 @@ from worker.ledger.rows import (
     resource_row,
 )
 from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources
-from worker.ledger.values import AuditRecord, Entry, Recorded, StoredResource
+from worker.ledger.values import AuditRecord, Entry, Recorded
 
 
 class Recorder:
@@ -69,7 +70,7 @@ class Recorder:
         if finished:
             self._notify(conn)
         if self._trail.kept:
-            self._trail.append(conn, [*stored(accepted, laid), *_completed(announced, known)])
+            self._trail.append(conn, chain(stored(accepted, laid), _completed(announced, known)))
         done = {
             id(entry): Recorded(late=known[entry.bid]["was"] != "open" and resource_key(entry) in inserted)
             for entry in accepted
@@ -113,23 +114,16 @@ class Recorder:
         Their objects may lie beside those of that message: what became of two payloads need not meet in a key.
         """
         payloads: dict[tuple[str, str], set[str]] = {}
-        again: list[tuple[Entry, tuple[str, str], StoredResource]] = []
+        differing: set[str] = set()
         for entry in entries:
             if entry.resource is None:
                 continue
             key = entry.bid, entry.resource.resource_id
-            if key in inserted and key not in payloads:
-                payloads[key] = payload_digests(entry.resource.before, entry.resource.objects)
-            else:
-                again.append((entry, key, entry.resource))
-        for _, (bid, resource_id), _ in again:
-            if (bid, resource_id) not in payloads:
-                payloads[bid, resource_id] = recorded_payload(conn, bid, resource_id)
-        differing = {
-            entry.message_id
-            for entry, key, resource in again
-            if payloads[key] and payloads[key].isdisjoint(payload_digests(resource.before, resource.objects))
-        }
+            payload = payload_digests(entry.resource.before, entry.resource.objects)
+            if key not in payloads:
+                payloads[key] = payload if key in inserted else recorded_payload(conn, *key)
+            if payload and payloads[key] and payload.isdisjoint(payloads[key]):
+                differing.add(entry.message_id)
         if differing:
             conn.execute(delete(messages).where(messages.c.id.in_(differing)))
         return differing
@@ -182,8 +176,11 @@ class Recorder:
         self, conn: Connection, table: Table, rows: Iterable[Mapping[str, Any]]
     ) -> set[tuple[Any, ...]]:
         """Insert the rows whose key is not there yet; the keys of those that were inserted."""
-        values = list(rows)
-        return {tuple(row) for row in conn.execute(self._insert_new[table], values)} if values else set()
+        inserted: set[tuple[Any, ...]] = set()
+        left = iter(rows)
+        while batch := list(islice(left, ROWS)):
+            inserted.update(tuple(row) for row in conn.execute(self._insert_new[table], batch))
+        return inserted
 
     def _save_bundles(self, conn: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         columns = (
