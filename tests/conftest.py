@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,6 +27,9 @@ BOARD = pytest.StashKey[Board]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[BOARD] = Board()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and interrupt.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # A developer's profile, endpoint or proxy must neither reach the tests nor be reached by them.
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
