@@ -50,7 +50,7 @@ crash: $(STAMP) ## SIGKILL at every failpoint on every queue, ledger and store, 
 soak: $(STAMP) ## three real workers under a random load, killed and held up at random (MINUTES=4, HOURS=, SEED=, ARGS=--short)
 	@$(BIN)/python -m tests.faults.soak $(if $(HOURS),--hours $(HOURS),$(if $(MINUTES),--minutes $(MINUTES))) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-bench-memory: $(STAMP) ## peak RSS of the worker with one 4 GiB payload: embedded, and S3 on LocalStack
+bench-memory: $(STAMP) ## peak RSS of the worker with one 4 GiB payload: embedded, S3 on LocalStack, and through gunzip and unzip (ARGS="--only gunzip")
 	@$(BIN)/python -m tests.benchmarks.memory $(ARGS)
 
 lock: $(STAMP) ## resolve the dependencies anew into requirements.lock (hashes, no index address)
