@@ -120,7 +120,7 @@ def localstack() -> Iterator[LocalStackEndpoint]:
 
 async def through_s3(endpoint: LocalStackEndpoint, folder: Path, transforms: str = "") -> Transload:
     """A configuration with buckets and queues of its own."""
-    folder.mkdir()
+    await asyncio.to_thread(folder.mkdir)
     environ = {"TRANSLOAD_ROUTES__DEFAULT__TRANSFORMS": f"[{transforms}]"} if transforms else {}
     async with AsyncExitStack() as stack:
         config = await Aws(endpoint, stack).config(folder, lease=60)
