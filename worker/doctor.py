@@ -20,7 +20,6 @@ from sqlalchemy import make_url, select
 from backends.base import Attributes, StorageBackend, single
 from backends.errors import MissingExtra, NotFound, PermissionDenied, StorageError, Unavailable
 from backends.wrapper import bare
-from handlers.errors import HandlerError
 from worker import bootstrap
 from worker.ledger.base import LedgerError, LedgerUnavailable
 from worker.ledger.schema import HEAD, now_ms
@@ -47,7 +46,7 @@ _REMEDIES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (QueueUnavailable, _NETWORK),
     (LedgerUnavailable, "see that the database runs, and look at ledger.url"),
 )
-_FORESEEN: Final = (HandlerError, StorageError, QueueError, LedgerError, PublishError, OSError)
+_FORESEEN: Final = (StorageError, QueueError, LedgerError, PublishError, OSError)
 
 
 class State(Enum):

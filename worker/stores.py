@@ -59,7 +59,7 @@ async def open_targets(
                 connected[name] = await _connected(stack, place)
             except Unavailable as exc:
                 unavailable[name] = exc
-        if not connected:
+        if unavailable and not connected:
             raise next(iter(unavailable.values()))
         for name, reason in unavailable.items():
             structlog.get_logger("stores").warning(

@@ -120,15 +120,12 @@ class Coding(ABC):
 class Members:
     """Decodes all members of one payload, one after another. For one thread at a time."""
 
-    def __init__(
-        self, coding: Coding, limits: Limits, path: str, made: Callable[[int], None], most: int = CHUNK_SIZE
-    ) -> None:
-        """`made` is told the size of each piece before it is handed out; pieces have at most `most` bytes."""
+    def __init__(self, coding: Coding, limits: Limits, path: str, made: Callable[[int], None]) -> None:
+        """`made` is told the size of each piece before it is handed out."""
         self._coding = coding
         self._limits = limits
         self._path = path
         self._made = made
-        self._most = most
         self._waiting: deque[memoryview] = deque()
         self._head = bytearray()
         self._member: Decompressor | None = None
@@ -195,7 +192,7 @@ class Members:
             self._portion = min(self._portion * 8, CHUNK_SIZE)
         while True:
             try:
-                piece = member.decompress(data, self._most)
+                piece = member.decompress(data, CHUNK_SIZE)
             except self._coding.errors as exc:
                 raise self._coding.refused(exc, self._limits, self._path) from exc
             if piece:
@@ -258,22 +255,6 @@ class Unpack:
     def begins(self, head: bytes) -> bool:
         """Whether a payload with these first bytes would be decoded."""
         return self._coding.begins(head)
-
-    def beginning(self, head: bytes, size: int, limits: Limits) -> bytes:
-        """What `head`, the first bytes of a payload, decodes to: at most `size` bytes, up to where it is damaged.
-
-        Counts as nothing; CPU-bound.
-        """
-        made = b""
-        if self.begins(head):
-            pieces = Members(self._coding, limits, "", lambda _: None, size).feed(head)
-            try:
-                while len(made) < size and (piece := next(pieces, None)) is not None:
-                    made += piece
-            except Refused:
-                # Whoever decodes it for real will be told.
-                return made[:size]
-        return made[:size]
 
     async def apply(self, part: Part, work: Work) -> AsyncGenerator[Part, None]:
         coding = self._coding

@@ -520,22 +520,6 @@ async def test_names_and_types_after_decoding(
     assert entry.part.path == f"in/{left}"
 
 
-@every
-async def test_the_beginning_of_what_is_inside(sample: Sample) -> None:
-    """For whoever wants to see whether it is worth decoding."""
-    encoded = sample.encode(LARGE)
-    limits = Limits()
-    head = encoded[: sample.transform.look + 310_000]
-    assert sample.transform.begins(head)
-    for size in (1, 600, 100_000):
-        made = sample.transform.beginning(head, size, limits)
-        assert made == LARGE[: len(made)]
-        assert len(made) == size or sample.transform.name == "bunzip2"
-    assert sample.transform.beginning(b"something else", 10, limits) == b""
-    # Damage behind what is wanted is for whoever decodes all of it.
-    assert len(sample.transform.beginning(encoded[:20] + b"\xff" * 500, 10, limits)) in {0, 10}
-
-
 async def test_heavy_work_is_done_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: dict[str, int] = {}
     member = Gzip.member
