@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from handlers.transforms.base import Limits
-from handlers.transforms.codecs import Coding, Unpack
+from handlers.transforms.codecs import Unpack
+from handlers.transforms.coding import Coding
 from handlers.transforms.registry import NoOptions
 
 _START = tuple(bytes([byte]) for byte in b"BZh")

@@ -12,8 +12,10 @@ from isal import igzip_lib
 
 from backends.base import CHUNK_SIZE
 from handlers.transforms.base import Limits, Part, Work
-from handlers.transforms.codecs import TRUNCATED, Coding, check_nesting, claim, corrupt, decoded, unpacked
+from handlers.transforms.codecs import check_nesting, claim, unpacked
+from handlers.transforms.coding import TRUNCATED, Coding, corrupt
 from handlers.transforms.gunzip import Gzip, IgzipError
+from handlers.transforms.members import decoded
 from handlers.transforms.peek import peek
 from handlers.transforms.registry import NoOptions
 from handlers.transforms.unzstd import Zstd

@@ -12,7 +12,8 @@ from zlib import crc32
 from isal import igzip_lib
 
 from handlers.transforms.base import Limits
-from handlers.transforms.codecs import Coding, Unpack, corrupt, unsupported
+from handlers.transforms.codecs import Unpack
+from handlers.transforms.coding import Coding, corrupt, unsupported
 from handlers.transforms.registry import NoOptions
 
 _HEADER = 128 * 1024

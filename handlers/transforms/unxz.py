@@ -9,7 +9,8 @@ from types import MappingProxyType
 
 from handlers.errors import Refused
 from handlers.transforms.base import Limits, exceeded
-from handlers.transforms.codecs import TABLES, Coding, Unpack, corrupt, unsupported
+from handlers.transforms.codecs import Unpack
+from handlers.transforms.coding import TABLES, Coding, corrupt, unsupported
 from handlers.transforms.registry import NoOptions
 
 

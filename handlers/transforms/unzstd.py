@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from handlers.transforms.base import Limits, exceeded
-from handlers.transforms.codecs import Coding, Unpack, unsupported
+from handlers.transforms.codecs import Unpack
+from handlers.transforms.coding import Coding, unsupported
 from handlers.transforms.registry import NoOptions
 
 if sys.version_info >= (3, 14):

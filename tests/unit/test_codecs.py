@@ -22,8 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from backends.base import CHUNK_SIZE
 from handlers.errors import Refused
 from handlers.transforms.base import Limits, Part
-from handlers.transforms.codecs import Decompressor, Members
+from handlers.transforms.coding import Decompressor
 from handlers.transforms.gunzip import Gunzip, Gzip
+from handlers.transforms.members import Members
 from handlers.transforms.unxz import Unxz
 from handlers.transforms.unzstd import Unzstd
 from tests.fuzz import codecs as fuzzing
