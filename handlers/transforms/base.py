@@ -233,5 +233,5 @@ async def transformed(transforms: Sequence[Transform], part: Part, work: Work) -
 def exceeded(limit: str, value: float, entry: str) -> Refused:
     """The refusal of an entry that is beyond a limit."""
     return Refused(
-        "payload_limit", f"{limit} (limits.{limit}: {value:g}) is exceeded at {entry or 'the payload'!a}"
+        "payload_limit", f"{limit} (limits.{limit}: {value}) is exceeded at {entry or 'the payload'!a}"
     )
