@@ -76,13 +76,13 @@ class DoomedDatabase:
         self._fuse.check()
         return await self._database.read(work)
 
-    async def write(self, work: Callable[[Connection], Result]) -> Result:
+    async def write(self, work: Callable[[Connection], Result], rows: int = 0) -> Result:
         def doomed(conn: Connection) -> Result:
             result = work(conn)
             self._fuse.burn()
             return result
 
-        result = await self._database.write(doomed)
+        result = await self._database.write(doomed, rows)
         self._fuse.commits += 1
         self._fuse.burn()
         return result
