@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import text
 
 from backends.base import Attributes, Receipt, StorageBackend, single
-from backends.errors import Unavailable
+from backends.errors import PermissionDenied, Unavailable
 from backends.file import FileBackend, FileOptions
 from backends.memory import MemoryBackend, MemoryOptions
 from backends.wrapper import Wrapper
@@ -384,6 +384,23 @@ async def test_of_many_that_are_completed_at_once_the_newest_is_the_latest(world
     await world.announce(len(bids))
     assert await latest_of(world.target) == max(bids)
     assert bus.problems(await world.contents()) == []
+
+
+async def test_a_completion_waits_until_latest_may_be_moved(world: World) -> None:
+    class Denying(Wrapper):
+        async def delete(self, key: str) -> bool:
+            raise PermissionDenied(f"{key}: may not be deleted")
+
+    await world.complete(OLD, {"https://example.com/": b"older"})
+    await world.announce()
+    allowed, world.target = world.target, Denying(world.target)
+    await world.complete(NEW, PAGES)
+    await world.relay().announce_due()
+    assert await world.ledger.pending() == 1
+    assert await latest_of(world.target) == OLD
+    world.target = allowed
+    await world.announce()
+    assert await latest_of(world.target) == NEW
 
 
 async def test_a_lost_ledger_that_learns_of_a_bundle_later_changes_no_document(world: World) -> None:
