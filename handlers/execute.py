@@ -273,7 +273,10 @@ class _Run:
             await self._beside(write, single(facts))
             return
         parts = ((placed.member, placed.receipt) for placed in placements)
-        await self._beside(write, sidecar.of_parts(self._plan.command, asdict(before), parts))
+        await self._beside(
+            _renamed(write, placements[0].receipt.key),
+            sidecar.of_parts(self._plan.command, asdict(before), parts),
+        )
 
     async def _beside(self, write: Write, facts: AsyncIterator[bytes]) -> bool:
         """Whether the facts lie where they have to, if they have to lie anywhere."""
@@ -341,6 +344,16 @@ def _of_part(write: Write, part: Part) -> Write:
     return replace(
         write, key=part.key(write.key), sidecar_key=None, attributes=attributes, member=part.member
     )
+
+
+def _renamed(write: Write, key: str) -> Write:
+    """The write whose sidecar has the name that the payload was given on its way; of an archive, the one it came with."""
+    folder, _, name = write.key.rpartition("/")
+    now_folder, _, now = key.rpartition("/")
+    if write.sidecar_key is None or now_folder != folder:
+        return write
+    beside, slash, sidecar_name = write.sidecar_key.rpartition("/")
+    return replace(write, sidecar_key=f"{beside}{slash}{sidecar_name.replace(name, now)}")
 
 
 _JSON = Attributes("application/json")

@@ -6,10 +6,13 @@ it was owed.
 
 import json
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 
 from backends.base import Attributes, StorageBackend
 from backends.failpoints import failpoint
+from handlers.bus_layout import is_bus
 from handlers.plan import BundleTarget
+from worker.bus_documents import BusDocuments
 from worker.ledger.base import Ledger
 from worker.ledger.values import BundleRecord, StoredObject, StoredResource
 from worker.notification import event_id
@@ -28,9 +31,10 @@ class Manifests:
         """`targets` holds a connected backend for every target that is configured."""
         self._ledger = ledger
         self._targets = targets
+        self._bus = BusDocuments()
 
     async def write(self, bundle: BundleRecord, place: BundleTarget) -> None:
-        """Write the bundle's manifest to one of its targets.
+        """Write the bundle's manifest to one of its targets, or, in the layout of OC's bus, all its documents.
 
         Raises `TargetGone`, a `StorageError` or a `LedgerError`.
         """
@@ -39,6 +43,9 @@ class Manifests:
             raise TargetGone(
                 f"target {place.target!r} of bundle {bundle.bid} is not configured any more; add it again"
             )
+        if is_bus(place.manifest_key):
+            await self._bus.write(bundle, place, partial(self._ledger.resources, bundle.bid), target)
+            return
         chunks = manifest(bundle, place, self._ledger.resources(bundle.bid))
         failpoint("relay.manifest.before")
         await target.write(place.manifest_key, chunks, _JSON)

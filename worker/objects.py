@@ -18,6 +18,7 @@ from typing import BinaryIO, Final, Literal
 from backends.base import StorageBackend
 from backends.errors import IntegrityError, StorageError
 from backends.failpoints import failpoint
+from handlers import bus_layout
 from worker import stores
 from worker.ledger.base import Ledger
 from worker.ledger.values import Found, Search, StoredObject
@@ -93,8 +94,8 @@ class Known:
 
     bid: str
     recipe_id: str
-    part: Literal["object", "sidecar", "manifest"]
-    """A payload; the facts beside one; the list of its bundle."""
+    part: Literal["object", "sidecar", "manifest", "document"]
+    """A payload; the facts beside one; the list of its bundle; what else is told of that."""
     url: str | None = None
     """Of the resource, where it is one's."""
     stored: StoredObject | None = None
@@ -105,15 +106,26 @@ async def known(ledger: Ledger, target: str, key: str) -> Known | None:
     """What the object under that key is to the ledger; None when it has never heard of it. Raises `LedgerError`."""
     if (found := await _first(ledger, Search(target=target, key=key))) is not None:
         return Known(found.bid, found.recipe_id, "object", found.resource.url, found.resource.objects[0])
-    folder, slash, name = key.rpartition("/")
-    stem = name.removesuffix(_SIDECAR)
-    # Beside `page.html` lies `page.html.meta`, or `_page.html.meta`, by the target's layout.
-    for payload in (stem, stem.removeprefix("_")) if stem != name else ():
-        search = Search(target=target, key=f"{folder}{slash}{payload}")
-        if (found := await _first(ledger, search)) is not None:
+    for payload in _described_by(key):
+        if (found := await _first(ledger, Search(target=target, key=payload))) is not None:
             return Known(found.bid, found.recipe_id, "sidecar", found.resource.url)
-    found = await _first(ledger, Search(target=target, manifest=key))
-    return None if found is None else Known(found.bid, found.recipe_id, "manifest")
+    if (found := await _first(ledger, Search(target=target, manifest=key))) is not None:
+        return Known(found.bid, found.recipe_id, "manifest")
+    if (beside := bus_layout.manifest_beside(key)) is None:
+        return None
+    found = await _first(ledger, Search(target=target, manifest=beside))
+    part: Literal["sidecar", "document"] = "document" if bus_layout.described_by(key) is None else "sidecar"
+    return None if found is None else Known(found.bid, found.recipe_id, part)
+
+
+def _described_by(key: str) -> Iterator[str]:
+    """The keys of payloads that it may be the sidecar of, by the target's layout."""
+    folder, slash, name = key.rpartition("/")
+    if (stem := name.removesuffix(_SIDECAR)) != name:
+        # Beside `page.html` lies `page.html.meta`, or `_page.html.meta`.
+        yield from (f"{folder}{slash}{payload}" for payload in (stem, stem.removeprefix("_")))
+    if (payload := bus_layout.described_by(key)) is not None:
+        yield payload
 
 
 async def _first(ledger: Ledger, search: Search) -> Found | None:

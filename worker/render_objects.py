@@ -27,8 +27,11 @@ def told(found: Known | None) -> str:
         return "the ledger does not know it"
     if found.part == "manifest":
         return f"it is the manifest of bundle {found.bid}"
+    if found.part == "document":
+        return f"it tells of bundle {found.bid}"
     what = "is" if found.part == "object" else "holds the facts about"
-    return f"it {what} a resource of bundle {found.bid}: {one_line(found.url or '')}"
+    which = f": {one_line(found.url)}" if found.url else ""
+    return f"it {what} a resource of bundle {found.bid}{which}"
 
 
 def copied(

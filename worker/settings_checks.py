@@ -1,11 +1,11 @@
-"""What has to hold between sections: no layouts whose keys meet, no staging inside a target. Called by worker/settings.py only."""
+"""What has to hold between sections: layouts that fit their targets, no staging inside a target. Called by worker/settings.py only."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from backends.registry import BACKENDS
-from handlers.layouts import may_meet
+from handlers.layouts import BUS, may_meet
 from handlers.transforms.registry import KEYED
 from worker.config_file import Draft
 from worker.settings_places import RouteSettings, StagingSettings, TargetSettings
@@ -30,6 +30,25 @@ def check_layouts(
                         "begin a template with a word of its own, as 'archive/…'",
                     )
             before.setdefault(layout, route.name)
+
+
+def check_bus(
+    draft: Draft, targets: Mapping[str, TargetSettings], routes: Mapping[str, RouteSettings]
+) -> None:
+    """Refuse OC's bus where its pointer to the latest bundle could not be moved."""
+    laid = [(("targets", name, "layout"), name, target.layout) for name, target in targets.items()]
+    for route in routes.values():
+        used = (*route.targets, *route.best_effort)
+        laid += [(("routes", route.name, "layout"), name, route.layout or "") for name in used]
+    for path, name, layout in laid:
+        if layout != BUS or name not in targets:
+            continue
+        features = BACKENDS.load(targets[name].backend).features_of(targets[name].options)
+        if not (features.reads and features.deletes):
+            draft.add(
+                path,
+                f"{BUS} reads and replaces bundle_hashes/_latest, which target {name!r} cannot; choose another layout or target",
+            )
 
 
 def check_overlaps(

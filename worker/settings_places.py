@@ -129,7 +129,7 @@ class TargetSettings(_Guarded):
     backend: str = Field(default="file", description="The storage adapter.")
     layout: LayoutSpec = Field(
         default="oc",
-        description="How keys are built below the prefix: `oc`, `hive`, `dated`, or a template as `{recipe_id}/{bid}/{name}`.",
+        description="How keys are built below the prefix: `oc`, `oc-v1`, `hive`, `dated`, or a template as `{recipe_id}/{bid}/{name}`.",
     )
     prefix: Prefix = Field(default="", description="Put before every key.")
     server_copy: bool = Field(

@@ -3,10 +3,13 @@
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 
 from backends.base import StorageBackend
 from backends.errors import StorageError
+from handlers.bus_layout import is_bus
+from worker.bus_documents import differences
 from worker.ledger.base import Ledger
 from worker.ledger.values import BundleRecord, StoredObject
 
@@ -43,7 +46,12 @@ async def verify(
             checked(stored)
     if bundle.state == "published":
         for place in bundle.targets:
-            if (target := targets.get(place.target)) is not None:
+            if (target := targets.get(place.target)) is None:
+                continue
+            if is_bus(place.manifest_key):
+                resources = partial(ledger.resources, bundle.bid)
+                result.problems += await differences(bundle, place, resources, target)
+            else:
                 await _check_manifest(place.manifest_key, listed[place.target], target, result)
     return result
 

@@ -26,6 +26,7 @@ RAISED = {
 """Errors at commits, in the full run: the process goes on or ends, and either way nothing may be lost."""
 
 ELSEWHERE = {
+    "bus.*": "takes a layout of its own; tests/unit/test_bus_documents.py",
     "azure.*": "takes a server of its own; tests/conformance/test_azure_backend.py",
     "cache.*": "no scenario has a read cache; tests/unit/test_guard_read_cache.py",
     "embedded_queue.give_back.*": "takes a receive that is cancelled within its transaction; tests/unit/test_embedded_queue.py",
