@@ -129,8 +129,9 @@ def sealed_size(size: int, header: int) -> int:
 
 def room(limit: int, key_id: str) -> int:
     """The most plaintext that becomes at most `limit` bytes; negative where not even an empty one does."""
-    full, rest = divmod(limit - _FIXED - len(key_id), CHUNK + TAG)
-    return full * CHUNK + max(0, rest - TAG) if full > 0 or rest >= TAG else -1
+    body = limit - _FIXED - len(key_id)
+    full, rest = divmod(body, CHUNK + TAG)
+    return full * CHUNK + max(0, rest - TAG) if body >= TAG else -1
 
 
 def header_length(start: bytes) -> int:
