@@ -10,8 +10,10 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 SUFFIX: Final = ".parts.json"
-LIMIT: Final = 64 << 20
-"""Bytes of a list that is read: that of 500,000 parts."""
+MOST: Final = 250_000
+"""Parts that a list may have."""
+LIMIT: Final = 32 << 20
+"""Bytes of a list that is read: enough for so many."""
 
 _Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 

@@ -16,7 +16,7 @@ from handlers.errors import Refused
 from handlers.transforms.base import Part, Transform, Work
 from handlers.transforms.max_size import NAME
 from handlers.transforms.offload import offloaded
-from handlers.transforms.parts_list import SUFFIX, ListedPart, PartsList, part_name
+from handlers.transforms.parts_list import MOST, SUFFIX, ListedPart, PartsList, part_name
 from handlers.transforms.peek import peek
 from handlers.transforms.spool import Spool, spooled
 
@@ -102,6 +102,10 @@ class Split:
     async def _parts(self, whole: Part, work: Work) -> AsyncGenerator[Part, None]:
         pieces, listed = _Pieces(whole.chunks, self._size), list[ListedPart]()
         while await pieces.another():
+            if len(listed) == MOST:
+                raise Refused(
+                    "payload_limit", f"max_size: it would take more than {MOST} parts; raise max_size.bytes"
+                )
             name = part_name(len(listed) + 1)
             made = _beside(whole, f".{name}", pieces.read(), "application/octet-stream", work)
             work.meter.entry(made.path or name)

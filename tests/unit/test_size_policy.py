@@ -26,7 +26,8 @@ from handlers.transforms.encryption_format import room, sealed, sealed_size
 from handlers.transforms.key_ring import KeyRing
 from handlers.transforms.max_size import MaxSize
 from handlers.transforms.names import Paths
-from handlers.transforms.parts_list import PartsList
+from handlers.transforms.parts_list import LIMIT as LIST_LIMIT
+from handlers.transforms.parts_list import MOST, PartsList, part_name
 from handlers.transforms.registry import TRANSFORMS
 from handlers.transforms.size_policy import Split
 from tests.support.codecs import stream, unzstd, zstd
@@ -284,6 +285,11 @@ async def test_an_entry_that_is_split_keeps_its_name_from_others() -> None:
 async def test_parts_count_as_entries() -> None:
     with pytest.raises(Refused, match=r"limits\.entries"):
         await made(policy("split", 1), b"abcd", limits=Limits(entries=3))
+
+
+def test_a_list_of_the_most_parts_can_be_read() -> None:
+    part = {"name": part_name(MOST), "size": 1 << 40, "sha256": "0" * 64}
+    assert len(json.dumps(part)) + 2 <= LIST_LIMIT // MOST
 
 
 async def test_a_part_that_nobody_reads_is_in_the_list_all_the_same() -> None:
