@@ -14,8 +14,9 @@ from backends.file import FileBackend, FileOptions
 from backends.memory import MemoryBackend, MemoryOptions
 from handlers.errors import Refused
 from handlers.execute import Executed, execute
-from handlers.plan import StorePlan
-from handlers.routes import Route
+from handlers.plan import StagingSource, StorePlan
+from handlers.resource_fetched import ResourceFetchedHandler
+from handlers.routes import Route, Routes
 from handlers.transforms.max_size import MaxSize
 from handlers.transforms.parts_list import PartsList
 from handlers.transforms.unzip import Unzip
@@ -147,3 +148,15 @@ async def test_what_is_known_to_fit_goes_the_way_of_routes_without_transforms() 
     others = replace(route, transforms=(Unzip(), *steps))
     assert others.transforms_of(1) == others.transforms
     assert replace(others, max_size=None).transforms_of(1) == others.transforms
+
+
+@pytest.mark.parametrize(("size", "steps"), [(LIMIT, 0), (LIMIT + 1, 1), (None, 1)])
+async def test_a_plan_asks_the_route_with_the_promised_size(
+    world: World, size: int | None, steps: int
+) -> None:
+    limited = MaxSize(bytes=LIMIT, over="split")
+    route = Route("r", (), transforms=policy("split"), max_size=limited)
+    command = world.plan(size=size, digest=None).command
+    source = StagingSource("staging", world.staging["staging"].location)
+    plan = ResourceFetchedHandler([source], Routes((route,))).plan(command)
+    assert (len(plan.transforms), plan.max_size) == (steps, limited)
