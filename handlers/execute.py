@@ -162,7 +162,9 @@ class _Run:
         plan = self._plan
         if not plan.writes:
             return
-        work = Work(Meter(plan.limits), spool, f"{plan.command.bundle.bid}/{plan.resource_id}")
+        paths = Paths()
+        identity = f"{plan.command.bundle.bid}/{plan.resource_id}"
+        work = Work(Meter(plan.limits), spool, identity, settle=paths.settle)
         if any(transform.early for transform in plan.transforms):
             await self._prove()
         before = await self._through(plan.transforms, work)
@@ -179,7 +181,7 @@ class _Run:
 
     async def _through(self, transforms: Sequence[Transform], work: Work) -> Before:
         """Write all parts to the targets, until none is left; what the payload was."""
-        plan, digest, paths = self._plan, Digest(), Paths()
+        plan, digest = self._plan, Digest()
         steps: dict[str, None] = {}
         notes: dict[str, None] = {}
         async with (
@@ -190,7 +192,7 @@ class _Run:
             async for part in parts:
                 steps |= dict.fromkeys(part.steps)
                 notes |= dict.fromkeys(part.notes[: _NOTES - len(notes)])
-                placed = paths.settle(part)
+                placed = work.settle(part)
                 try:
                     await self._deliver(
                         [_of_part(write, placed) for write in self._left()], part.chunks, self._kept
@@ -324,6 +326,7 @@ def _whole(plan: StorePlan, chunks: AsyncIterator[bytes]) -> Part:
         label=resource_name(resource.url),
         content_type=resource.content_type,
         content_encoding=_content_encoding(resource.meta),
+        size=plan.source.size,
     )
 
 

@@ -12,6 +12,7 @@ from backends.errors import InvalidKey
 from handlers.errors import Refused
 from handlers.messages import BundleClosed, ResourceFetched
 from handlers.transforms.base import Limits, Transform
+from handlers.transforms.max_size import MaxSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,8 @@ class StorePlan:
     """Between source and writes; with any, the keys of `writes` are where it all begins, and may not be where it ends."""
     limits: Limits = field(default_factory=Limits)
     """Of what the transforms may make of the payload."""
+    max_size: MaxSize | None = None
+    """Of what is stored. Among the transforms already, unless the payload's promised size shows that it is kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,9 @@ class ResourceFetchedHandler:
             source=Source(source.name, key, command.payload.size, command.payload.sha256),
             writes=tuple(_writes(command, route)),
             bundle_targets=route.bundle_targets(_facts(command)),
-            transforms=route.transforms,
+            transforms=route.transforms_of(command.payload.size),
             limits=route.limits,
+            max_size=route.max_size,
         )
 
 

@@ -14,6 +14,7 @@ from handlers.layouts import BundleFacts, Layout
 from handlers.messages import Bundle, Resource
 from handlers.plan import BundleTarget
 from handlers.transforms.base import Limits, Transform
+from handlers.transforms.max_size import NAME, MaxSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,13 @@ class Route:
     transforms: tuple[Transform, ...] = ()
     """What becomes of each payload on its way, in order."""
     limits: Limits = field(default_factory=Limits)
+    max_size: MaxSize | None = None
+    """What `transforms` hold every object to."""
+
+    def transforms_of(self, size: int | None) -> tuple[Transform, ...]:
+        """What becomes of a payload of which so many bytes are promised: nothing, where only its size could be amiss and is not."""
+        kept = self.max_size is not None and size is not None and size <= self.max_size.bytes
+        return () if kept and all(step.name == NAME for step in self.transforms) else self.transforms
 
     def bundle_targets(self, bundle: BundleFacts) -> tuple[BundleTarget, ...]:
         """Where that bundle lies in each target."""

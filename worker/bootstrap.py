@@ -298,7 +298,7 @@ def _route(settings: Settings, route: RouteSettings, keys: KeyRing | None) -> Ro
         "content_type": route.content_type,
     }
     targets = tuple(_target(settings, route, name) for name in names)
-    return Route(route.name, targets, Match(asked), steps_of(route, keys), route.limits)
+    return Route(route.name, targets, Match(asked), steps_of(route, keys), route.limits, route.max_size)
 
 
 def _target(settings: Settings, route: RouteSettings, name: str) -> Target:

@@ -148,19 +148,33 @@ class Copied:
             )
 
 
-async def copy(backend: StorageBackend, key: str, file: BinaryIO, advance: Callable[[float], None]) -> Copied:
-    """Write the object to `file`, a chunk at a time. Raises `StorageError`, or `OSError` of the file."""
+@dataclass(frozen=True, slots=True)
+class Got:
+    """What `get` did. `key` is the object it read, `copied` what it wrote."""
+
+    key: str
+    copied: Copied
+    path: Path | None
+    """None for standard output."""
+    steps: tuple[str, ...]
+    """What was undone on the way."""
+    found: Known | None
+    unknown: str
+    """Why nothing is known where `found` is None."""
+
+
+async def copy(chunks: AsyncIterator[bytes], file: BinaryIO, advance: Callable[[float], None]) -> Copied:
+    """Write the chunks to `file`, one at a time. Raises what they raise, or `OSError` of the file."""
     digest, size = sha256(), 0
 
     def take(chunk: bytes) -> None:
         digest.update(chunk)
         file.write(chunk)
 
-    async with backend.open(key) as chunks:
-        async for chunk in chunks:
-            await asyncio.to_thread(take, chunk)
-            size += len(chunk)
-            advance(len(chunk))
+    async for chunk in chunks:
+        await asyncio.to_thread(take, chunk)
+        size += len(chunk)
+        advance(len(chunk))
     await asyncio.to_thread(file.flush)
     return Copied(size, digest.hexdigest())
 

@@ -6,7 +6,7 @@ worker/settings_schema.py hangs them into the settings. An adapter's own keys ar
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Final
+from typing import Annotated, Final, cast
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,7 @@ from pydantic import (
     StringConstraints,
     WithJsonSchema,
 )
+from pydantic.config import JsonDict
 
 from backends.base import BackendOptions
 from backends.guards.breaker import BreakerOptions
@@ -26,6 +27,7 @@ from backends.guards.retry import RetryOptions
 from backends.guards.timeouts import TimeoutOptions
 from handlers.layouts import check_layout
 from handlers.transforms.base import Limits
+from handlers.transforms.max_size import MaxSize
 from handlers.transforms.registry import TRANSFORMS
 from worker.publishers.base import PublisherOptions
 from worker.queues.base import QueueOptions
@@ -60,6 +62,11 @@ def _prefix(value: str) -> str:
 def _patterns(value: object) -> object:
     """One pattern may stand alone."""
     return (value,) if isinstance(value, str) else value
+
+
+def _bytes_alone(value: object) -> object:
+    """A number may stand for a mapping with only that."""
+    return value if value is None or isinstance(value, dict | MaxSize) else {"bytes": value}
 
 
 Prefix = Annotated[str, AfterValidator(_prefix)]
@@ -149,6 +156,11 @@ class StepSettings(Section):
     options: SerializeAsAny[BaseModel]
 
 
+def _or_a_number(schema: JsonDict) -> None:
+    """As `_bytes_alone` has it."""
+    cast("list[JsonDict]", schema["anyOf"]).append({"type": "integer", "minimum": 1})
+
+
 Steps = Annotated[
     tuple[StepSettings, ...],
     WithJsonSchema(
@@ -202,6 +214,11 @@ class RouteSettings(Section):
         description="What is done to each payload on its way, in order: names, or `{name: {option: value}}`.",
     )
     limits: Limits = Field(default=Limits(), description="What `transforms` may make of one payload.")
+    max_size: Annotated[MaxSize | None, BeforeValidator(_bytes_alone)] = Field(
+        default=None,
+        description="How large an object may be that is stored, after all transforms; a number alone is its `bytes`.",
+        json_schema_extra=_or_a_number,
+    )
     layout: LayoutSpec | None = Field(
         default=None, description="How keys are built, in place of each target's own `layout`."
     )

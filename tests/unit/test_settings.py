@@ -10,9 +10,11 @@ import yaml
 
 from backends.file import FileBackend
 from backends.registry import BACKENDS
+from handlers.transforms.max_size import MaxSize
 from worker.publishers.embedded import EmbeddedPublisher
 from worker.queues.embedded import EmbeddedQueue
 from worker.settings import Settings, SettingsError, json_schema, load_settings
+from worker.settings_places import RouteSettings
 from worker.settings_reference import reference
 
 CANARY = "C4n4ry/s3cret+Key"
@@ -581,6 +583,35 @@ def test_the_seeds_variable_makes_a_route_unzip(load: Load) -> None:
 )
 def test_a_wrong_transform_is_told_with_its_place(load: Load, step: str, expected: str) -> None:
     assert f"routes.default.{expected}" in problem(load, f"routes: {{default: {{transforms: [{step}]}}}}")
+
+
+def test_a_routes_max_size_is_a_number_or_says_what_becomes_of_more(load: Load) -> None:
+    text = "routes: {a: {max_size: 1_000}, b: {max_size: {bytes: 5, over: split}}, c: {}}"
+    routes = load(text).routes
+    assert [route.max_size for route in routes.values()] == [
+        MaxSize(bytes=1000),
+        MaxSize(bytes=5, over="split"),
+        None,
+    ]
+    assert load(TRANSLOAD_ROUTES__DEFAULT__MAX_SIZE="12").routes["default"].max_size == MaxSize(bytes=12)
+    shown = load(text).redacted()["routes"]
+    assert shown["a"]["max_size"] == {"bytes": 1000, "over": "reject"}
+    schema = RouteSettings.model_json_schema()["properties"]["max_size"]
+    assert {"type": "integer", "minimum": 1} in schema["anyOf"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("0", "max_size.bytes: '0' should be greater than or equal to 1"),
+        ("true and more", "max_size.bytes: 'true and more' should be a valid integer"),
+        ("{over: split}", "max_size.bytes: is required"),
+        ("{bytes: 5, over: cut}", "max_size.over: 'cut' should be 'reject', 'compress' or 'split'"),
+        ("{bytes: 5, ovr: cut}", "max_size.ovr: unknown key"),
+    ],
+)
+def test_a_wrong_max_size_is_told_with_its_place(load: Load, given: str, expected: str) -> None:
+    assert f"routes.default.{expected}" in problem(load, f"routes: {{default: {{max_size: {given}}}}}")
 
 
 def test_transforms_that_are_no_list_are_refused(load: Load) -> None:
