@@ -275,10 +275,9 @@ class _Run:
             await self._beside(write, single(facts))
             return
         parts = ((placed.member, placed.receipt) for placed in placements)
-        await self._beside(
-            _renamed(write, placements[0].receipt.key),
-            sidecar.of_parts(self._plan.command, asdict(before), parts),
-        )
+        if len(placements) == 1:
+            write = _renamed(write, placements[0].receipt.key)
+        await self._beside(write, sidecar.of_parts(self._plan.command, asdict(before), parts))
 
     async def _beside(self, write: Write, facts: AsyncIterator[bytes]) -> bool:
         """Whether the facts lie where they have to, if they have to lie anywhere."""
@@ -350,7 +349,7 @@ def _of_part(write: Write, part: Part) -> Write:
 
 
 def _renamed(write: Write, key: str) -> Write:
-    """The write whose sidecar has the name that the payload was given on its way; of an archive, the one it came with."""
+    """The write whose sidecar has the name that the payload was given on its way; that of many has the name they came with."""
     folder, _, name = write.key.rpartition("/")
     now_folder, _, now = key.rpartition("/")
     if write.sidecar_key is None or now_folder != folder:
