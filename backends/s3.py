@@ -4,6 +4,7 @@ Reads and objects of up to one part go through obstore, everything else through 
 the endpoint that botocore resolves. The figures behind that are in docs/adr/0003-s3-data-plane.md.
 """
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -26,6 +27,7 @@ from backends.base import (
 )
 from backends.errors import (
     Conflict,
+    IntegrityError,
     InvalidKey,
     NotFound,
     PermissionDenied,
@@ -36,6 +38,7 @@ from backends.errors import (
 from backends.failpoints import failpoint
 from backends.header_metadata import decode_metadata
 from backends.s3_bucket import Bucket, location_of
+from backends.s3_checksums import Proof, proof_of, required_algorithm
 from backends.s3_client import S3Options, clients
 from backends.s3_copy import CopiedParts, Original
 from backends.s3_errors import translated
@@ -71,7 +74,7 @@ class S3Backend:
             backend = cls(options, client, store, stack.pop_all())
         try:
             await backend.health()
-            await backend._prove_encryption()
+            await backend._prove_options()
         except BaseException:
             await backend.aclose()
             raise
@@ -88,8 +91,9 @@ class S3Backend:
         of = _own(options)
         return Features(
             attributes=True,
-            server_copy=of.checksums == "when_supported",
+            server_copy=of.modern_checksums,
             create_only=of.conditional_writes == "always",
+            copy_proves=frozenset({"crc32c", "crc64nvme", "md5"}),
         )
 
     @property
@@ -123,17 +127,20 @@ class S3Backend:
         """One PUT for a short stream, else a multipart upload; both only if the key is free."""
         _check(key)
         options = self._options
-        source = Source(chunks)
+        proof = proof_of(options.checksums)
+        source = Source(chunks, proof)
         first = await source.take(options.largest_put)
         if source.ended:
-            return await self._put(key, first, source, attributes)
+            if options.checksums in {"when_supported", "when_required"}:
+                return await self._put(key, first, source, attributes)
+            return await self._put_proven(key, first, source, attributes, proof)
         source.give_back(first)
         del first
         parts = StreamedParts(
             source,
             part_size=options.part_size,
             concurrency=options.max_concurrency,
-            checksums=options.checksums == "when_supported",
+            proof=proof,
             seconds=options.request_timeout,
         )
         return await self._upload(key, parts, source, attributes)
@@ -157,6 +164,7 @@ class S3Backend:
             if there is None:
                 raise _retryable(exc) from exc.__cause__
             return replace(there, created=not isinstance(exc, Conflict))
+        await self._require_proven(key, answer, parts.fault(answer))
         return Receipt(
             key, content.size, content.sha256, etag_of(answer.get("ETag")), answer.get("VersionId")
         )
@@ -169,6 +177,7 @@ class S3Backend:
             headers={**headers, **self._options.placement},
             conditional=self._options.conditional_writes == "always",
             seconds=self._options.request_timeout,
+            algorithm=required_algorithm(self._options.checksums),
         )
 
     async def _put(self, key: str, body: bytes, source: Source, attributes: Attributes) -> Receipt:
@@ -194,6 +203,40 @@ class S3Backend:
                 raise _retryable(exc) from exc.__cause__
             return there
         return Receipt(key, source.size, source.sha256, etag_of(answer["e_tag"]), answer["version"])
+
+    async def _put_proven(
+        self, key: str, body: bytes, source: Source, attributes: Attributes, proof: Proof
+    ) -> Receipt:
+        """As `_put`, through aiobotocore: obstore neither sends every checksum nor tells what the store answers."""
+        conditional = self._options.conditional_writes != "never"
+        if not conditional and (there := await self._bucket.equal(key, source.size, source.sha256)):
+            return there
+        condition = {"IfNoneMatch": "*"} if conditional else {}
+        checksum = await asyncio.to_thread(proof.sent, 1, body)
+        named = {**headers_for(attributes), **self._options.placement, **checksum, **condition}
+        try:
+            async with self._bucket.request(f"write {self.location}{key}"):
+                failpoint("s3.put.before")
+                answer = await self._client.put_object(Bucket=self.bucket, Key=key, Body=body, **named)
+                failpoint("s3.put.after")
+        except Conflict as exc:
+            there = await self._bucket.equal(key, source.size, source.sha256)
+            if there is None:
+                raise _retryable(exc) from exc.__cause__
+            return there
+        await self._require_proven(key, answer, proof.fault(answer, parts=0))
+        return Receipt(key, source.size, source.sha256, etag_of(answer["ETag"]), answer.get("VersionId"))
+
+    async def _require_proven(self, key: str, answer: Mapping[str, Any], fault: str | None) -> None:
+        """Take away what the store has just made, and raise `IntegrityError`, if it says that it is something else."""
+        if fault is None:
+            return
+        error = IntegrityError(f"S3 could not write {self.location}{key}: {fault}; it was removed")
+        try:
+            await self._bucket.remove(key, str(answer.get("ETag", "")))
+        except StorageError as exc:
+            error = IntegrityError(f"S3 could not write {self.location}{key}: {fault}; remove it ({exc})")
+        raise error
 
     async def stat(self, key: str) -> ObjectStat | None:
         """One HEAD request."""
@@ -247,6 +290,7 @@ class S3Backend:
         if not original.size:
             # An upload has no empty parts.
             original.require_size(promise)
+            original.require_checksums(promise)
             return await self.write(key, single(b""), attributes)
         parts = CopiedParts(
             original,
@@ -260,15 +304,20 @@ class S3Backend:
         """HeadBucket: the endpoint answers, the bucket exists, the credentials may list it."""
         await self._bucket.health()
 
-    async def _prove_encryption(self) -> None:
-        """Raise unless the store encrypts as it is asked to; otherwise small objects might lie there as they are."""
-        if self._options.encryption is not None:
-            key = f".transload-{secrets.token_hex(8)}.probe"
-            try:
-                await self._multipart(key, {}).probe()
-            except (PermissionDenied, Unsupported) as exc:
-                wanted = f"encryption: {self._options.encryption}, kms_key_id: {self._options.kms_key_id}"
-                raise type(exc)(f"{exc}; every write asks for {wanted}") from exc
+    async def _prove_options(self) -> None:
+        """Raise unless the store encrypts as it is asked to, and knows the checksum: it may ignore the headers of either."""
+        options = self._options
+        declared = (
+            {} if required_algorithm(options.checksums) is None else proof_of(options.checksums).declared
+        )
+        if options.encryption is None and not declared:
+            return
+        key = f".transload-{secrets.token_hex(8)}.probe"
+        try:
+            await self._multipart(key, {}).probe(declared)
+        except (PermissionDenied, Unsupported) as exc:
+            wanted = f"encryption: {options.encryption}, kms_key_id: {options.kms_key_id}, checksums: {options.checksums}"
+            raise type(exc)(f"{exc}; every write asks for {wanted}") from exc
 
     async def sweep(self, older_than: float, prefix: str = "") -> int:
         """Abort multipart uploads that were begun at least `older_than` seconds ago, whoever began them.
