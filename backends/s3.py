@@ -4,14 +4,12 @@ Reads and objects of up to one part go through obstore, everything else through 
 the endpoint that botocore resolves. The figures behind that are in docs/adr/0003-s3-data-plane.md.
 """
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
-import obstore
 from obstore.store import S3Store
 
 from backends.base import (
@@ -35,16 +33,16 @@ from backends.errors import (
     Unavailable,
     Unsupported,
 )
-from backends.failpoints import failpoint
 from backends.header_metadata import decode_metadata
 from backends.s3_bucket import Bucket, location_of
 from backends.s3_checksums import Proof, proof_of, required_algorithm
 from backends.s3_client import S3Options, clients
 from backends.s3_copy import CopiedParts, Original
 from backends.s3_errors import translated
-from backends.s3_metadata import etag_of, fields_for, headers_for
+from backends.s3_metadata import etag_of, headers_for
 from backends.s3_multipart import MultipartUpload
 from backends.s3_parts import Source, StreamedParts
+from backends.s3_put import Put
 from backends.s3_read import opened
 from backends.wrapper import bare
 
@@ -60,6 +58,7 @@ class S3Backend:
         self.bucket = options.bucket
         self.endpoint: str = client.meta.endpoint_url
         self._bucket = Bucket(client, store, options)
+        self._single = Put(client, store, options)
         self._client = client
         self._store = store
         self._resources = resources
@@ -131,9 +130,7 @@ class S3Backend:
         source = Source(chunks, proof)
         first = await source.take(options.largest_put)
         if source.ended:
-            if options.checksums in {"when_supported", "when_required"}:
-                return await self._put(key, first, source, attributes)
-            return await self._put_proven(key, first, source, attributes, proof)
+            return await self._put(key, first, source, attributes, proof)
         source.give_back(first)
         del first
         parts = StreamedParts(
@@ -180,45 +177,15 @@ class S3Backend:
             algorithm=required_algorithm(self._options.checksums),
         )
 
-    async def _put(self, key: str, body: bytes, source: Source, attributes: Attributes) -> Receipt:
-        fields = fields_for(attributes, self._options.storage_class)
-        conditional = self._options.conditional_writes != "never"
-        if not conditional and (there := await self._bucket.equal(key, source.size, source.sha256)):
-            return there
-        try:
-            async with self._bucket.request(f"write {self.location}{key}"):
-                failpoint("s3.put.before")
-                answer = await obstore.put_async(
-                    self._store,
-                    key,
-                    body,
-                    attributes=fields,
-                    mode="create" if conditional else "overwrite",
-                    use_multipart=False,
-                )
-                failpoint("s3.put.after")
-        except Conflict as exc:
-            there = await self._bucket.equal(key, source.size, source.sha256)
-            if there is None:
-                raise _retryable(exc) from exc.__cause__
-            return there
-        return Receipt(key, source.size, source.sha256, etag_of(answer["e_tag"]), answer["version"])
-
-    async def _put_proven(
+    async def _put(
         self, key: str, body: bytes, source: Source, attributes: Attributes, proof: Proof
     ) -> Receipt:
-        """As `_put`, through aiobotocore: obstore neither sends every checksum nor tells what the store answers."""
         conditional = self._options.conditional_writes != "never"
         if not conditional and (there := await self._bucket.equal(key, source.size, source.sha256)):
             return there
-        condition = {"IfNoneMatch": "*"} if conditional else {}
-        checksum = await asyncio.to_thread(proof.sent, 1, body)
-        named = {**headers_for(attributes), **self._options.placement, **checksum, **condition}
         try:
             async with self._bucket.request(f"write {self.location}{key}"):
-                failpoint("s3.put.before")
-                answer = await self._client.put_object(Bucket=self.bucket, Key=key, Body=body, **named)
-                failpoint("s3.put.after")
+                answer = await self._single.send(key, body, attributes, proof, conditional=conditional)
         except Conflict as exc:
             there = await self._bucket.equal(key, source.size, source.sha256)
             if there is None:
