@@ -5,6 +5,7 @@ few chunks. Staging is read once, however many targets there are, and not at all
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ from handlers.fan_out import FanOut
 from handlers.naming import resource_name
 from handlers.payload import Before, Digest, checked, metered, opened
 from handlers.plan import StorePlan, Write
+from handlers.stored_metadata import of_entry, stamped
 from handlers.transforms.base import Meter, Part, Transform, Work, transformed
 from handlers.transforms.names import Paths
 from handlers.transforms.registry import ALWAYS
@@ -63,16 +65,18 @@ async def execute(
     targets: Mapping[str, StorageBackend],
     placed: Callable[[Placement], Awaitable[None]] | None = None,
     spool: Path = Path(),
+    clock: Callable[[], float] = time.time,
 ) -> Executed:
     """Write the payload to every target of the plan; returns when each has it, durably, or has failed.
 
     Doing it again after a crash at any point finds identical objects and gives the same placements. `placed` is told of each
-    target that has an untransformed payload while others are still at work. `spool` is a directory for the transforms' files.
+    target that has an untransformed payload while others are still at work. `spool` is a directory for the transforms' files;
+    `clock` gives seconds since the epoch, for when something is stored.
 
     Raises `PayloadMissing`, `IntegrityError` (nothing lies under the final names then), `Refused` (whole entries of an archive
     may lie there), and whatever else reading raises.
     """
-    run = _Run(plan, staging[plan.source.staging], targets, placed)
+    run = _Run(plan, staging[plan.source.staging], targets, placed, clock)
     if plan.transforms:
         await run.transform(spool)
     else:
@@ -90,8 +94,10 @@ class _Run:
         staging: StorageBackend,
         targets: Mapping[str, StorageBackend],
         placed: Callable[[Placement], Awaitable[None]] | None,
+        clock: Callable[[], float],
     ) -> None:
         self._plan = plan
+        self._clock = clock
         self._staging = staging
         self._targets = targets
         self._placed = placed
@@ -125,6 +131,8 @@ class _Run:
         target = self._targets[write.target]
         if not (write.server_copy and target.features.server_copy):
             return False
+        if not target.features.copy_proves.issuperset(self._plan.source.checksums):
+            return False
         size = self._plan.source.size
         if size is not None and size <= CHUNK_SIZE:
             # Read and written in fewer calls than any store needs to copy and prove it.
@@ -135,9 +143,10 @@ class _Run:
 
     async def _copy(self, write: Write) -> None:
         source, target = self._plan.source, self._targets[write.target]
-        promise = Promise(source.size, source.sha256)
+        promise = Promise(source.size, source.sha256, source.checksums)
+        attributes = stamped(write.attributes, self._clock())
         try:
-            receipt = await target.copy_from(self._staging, source.key, write.key, write.attributes, promise)
+            receipt = await target.copy_from(self._staging, source.key, write.key, attributes, promise)
         except (Unsupported, NotFound):
             return  # the stream finds out, and says whose fault it is
         except Exception as exc:  # noqa: BLE001 - as in `_write`
@@ -211,7 +220,7 @@ class _Run:
     async def _prove(self) -> None:
         """Read the payload once more, only to see whether it is what was promised."""
         source = self._plan.source
-        if source.size is None and source.sha256 is None:
+        if not source.promises:
             return
         async with opened(source, self._staging) as chunks, aclosing(checked(chunks, source)) as payload:
             async for _ in payload:
@@ -247,8 +256,9 @@ class _Run:
             raise fan_out.error
 
     async def _write(self, write: Write, chunks: AsyncIterator[bytes], done: "Done") -> None:
+        attributes = stamped(write.attributes, self._clock())
         try:
-            receipt = await self._targets[write.target].write(write.key, chunks, write.attributes)
+            receipt = await self._targets[write.target].write(write.key, chunks, attributes)
         except Exception as exc:  # noqa: BLE001 - one target's fault, whatever it is, is not the other targets'
             self._misses[write.target] = Miss(write, exc)
         else:
@@ -260,7 +270,7 @@ class _Run:
 
     async def _copied(self, write: Write, placement: Placement) -> None:
         """The payload is there as it was staged: add what goes beside it."""
-        facts = sidecar.of_object(self._plan.command, placement.receipt)
+        facts = sidecar.of_object(self._plan.command, placement.receipt, self._clock())
         if not await self._beside(write, single(facts)):
             return
         self._placements[write.target] = [placement]
@@ -271,13 +281,13 @@ class _Run:
         """All parts are there: add what goes beside them."""
         placements = self._placements[write.target]
         if not before.steps:
-            facts = sidecar.of_object(self._plan.command, placements[0].receipt, before.notes)
+            facts = sidecar.of_object(self._plan.command, placements[0].receipt, self._clock(), before.notes)
             await self._beside(write, single(facts))
             return
         parts = ((placed.member, placed.receipt) for placed in placements)
         if len(placements) == 1:
             write = _renamed(write, placements[0].receipt.key)
-        await self._beside(write, sidecar.of_parts(self._plan.command, asdict(before), parts))
+        await self._beside(write, sidecar.of_parts(self._plan.command, asdict(before), parts, self._clock()))
 
     async def _beside(self, write: Write, facts: AsyncIterator[bytes]) -> bool:
         """Whether the facts lie where they have to, if they have to lie anywhere."""
@@ -341,8 +351,10 @@ def _of_part(write: Write, part: Part) -> Write:
     """The write of one part in place of the payload's."""
     attributes = write.attributes
     if part.steps:
-        member = {"member": part.member} if part.path else {}
-        attributes = Attributes(part.content_type, {**attributes.metadata, **member})
+        named = {**attributes.metadata}
+        if part.path:
+            named |= {"member": part.member, "uuid": of_entry(named["uuid"], part.member)}
+        attributes = Attributes(part.content_type, named)
     return replace(
         write, key=part.key(write.key), sidecar_key=None, attributes=attributes, member=part.member
     )

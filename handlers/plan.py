@@ -3,11 +3,12 @@
 `transload explain` prints these plans; the tests of the handlers compare them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
 from backends.base import Attributes, check_key
+from backends.checksums import Algorithm
 from backends.errors import InvalidKey
 from handlers.errors import Refused
 from handlers.messages import BundleClosed, ResourceFetched
@@ -65,6 +66,13 @@ class Source:
     key: str
     size: int | None
     sha256: str | None
+    checksums: Mapping[Algorithm, str] = field(default_factory=dict)
+    """Other checksums that are promised, in hex."""
+
+    @property
+    def promises(self) -> bool:
+        """Whether there is anything to prove."""
+        return self.size is not None or self.sha256 is not None or bool(self.checksums)
 
 
 @dataclass(frozen=True, slots=True)

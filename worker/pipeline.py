@@ -3,6 +3,7 @@
 Called by worker/settling.py for every delivery. What it raises, worker/disposition.py turns into a fate.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,12 +40,13 @@ class Pipeline:
         budget: Budget,
         spool: Path,
         on_complete: Callable[[], None],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """`staging` and `targets` hold a connected backend for every name the handlers plan with.
 
         `budget` is the memory all transfers of this process share, `spool` a directory for payloads that have to be read from
         their end.
-        `on_complete` is called when a bundle was completed here.
+        `on_complete` is called when a bundle was completed here. `clock` gives seconds since the epoch.
         """
         self._ledger = ledger
         self._handlers = handlers
@@ -54,6 +56,7 @@ class Pipeline:
         self._budget = budget
         self._spool = spool
         self._on_complete = on_complete
+        self._clock = clock
         self._manifests = Manifests(ledger, targets)
         self._log = structlog.get_logger("pipeline")
 
@@ -174,7 +177,7 @@ class Pipeline:
 
         async with delivery.kept_alive(), self._budget.hold(self._memory(plan)):
             delivery.begun = True
-            return await execute(plan, self._staging, self._targets, placed, self._spool)
+            return await execute(plan, self._staging, self._targets, placed, self._spool, self._clock)
 
     def _memory(self, plan: StorePlan) -> int:
         """Bytes its transfer holds at most: what is read ahead, and what each target buffers, but never more than the payload."""

@@ -38,6 +38,8 @@ ELSEWHERE = {
     "s3.abort.*": "takes a failing upload; tests/unit/test_s3_backend.py",
     "s3.copy.*": "as file.copy; tests/unit/test_s3_copy.py",
     "s3.sweep.*": "takes an upload older than an hour; backends/testing/upkeep.py",
+    "s3.put_named.*": "takes a target with a checksum of its own choice; tests/unit/test_s3_checksums.py",
+    "s3.undo.*": "takes a store that tells another checksum than was sent; tests/unit/test_s3_checksums.py",
     "gcs.*": "as azure; tests/conformance/test_gcs_backend.py",
     "hdfs.*": "as azure; tests/conformance/test_hdfs_backend.py",
     "http.*": "as azure; tests/conformance/test_http_backend.py",
