@@ -13,14 +13,13 @@ from worker.settings_section import Section
 
 
 def _listening_address(value: str) -> str:
-    try:
-        known = value == "localhost" or ipaddress.ip_address(value)
-    except ValueError:
-        known = False
-    if not known:
-        raise ValueError(
-            "not an address to listen on; use 127.0.0.1, ::1, localhost or an address of this host"
-        )
+    if value != "localhost":
+        try:
+            ipaddress.ip_address(value)
+        except ValueError as exc:
+            raise ValueError(
+                "not an address to listen on; use 127.0.0.1, ::1, localhost or an address of this host"
+            ) from exc
     return value
 
 

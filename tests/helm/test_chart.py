@@ -88,10 +88,9 @@ def test_the_service_account_is_named_and_annotated(helm: Engine) -> None:
 def test_disruptions_are_bounded_by_what_may_be_missing(helm: Engine) -> None:
     rendered = release(helm, values_of("minimal"))
     spec = rendered.one("PodDisruptionBudget")["spec"]
-    labels = rendered.one("Deployment")["spec"]["template"]["metadata"]["labels"]
     assert spec["maxUnavailable"] == 1
     assert "minAvailable" not in spec
-    assert spec["selector"]["matchLabels"].items() <= labels.items()
+    assert spec["selector"] == rendered.one("Deployment")["spec"]["selector"]
     off = release(helm, values_of("minimal", podDisruptionBudget={"enabled": False}))
     assert off.all("PodDisruptionBudget") == []
 
@@ -103,8 +102,8 @@ def test_pods_are_spread_over_zones_and_nodes(helm: Engine) -> None:
         "topology.kubernetes.io/zone",
         "kubernetes.io/hostname",
     ]
-    labels = rendered.one("Deployment")["spec"]["template"]["metadata"]["labels"]
-    assert all(item["labelSelector"]["matchLabels"].items() <= labels.items() for item in spread)
+    workers = rendered.one("Deployment")["spec"]["selector"]
+    assert all(item["labelSelector"] == workers for item in spread)
     off = release(helm, values_of("minimal", topologySpread={"enabled": False}))
     assert "topologySpreadConstraints" not in off.pod
 
@@ -128,8 +127,7 @@ def test_nothing_but_metrics_may_be_reached(helm: Engine) -> None:
 def test_prometheus_scrapes_pods_with_the_token(helm: Engine) -> None:
     rendered = release(helm, values_of("sqs-keda"))
     spec = rendered.one("PodMonitor")["spec"]
-    labels = rendered.one("Deployment")["spec"]["template"]["metadata"]["labels"]
-    assert spec["selector"]["matchLabels"].items() <= labels.items()
+    assert spec["selector"] == rendered.one("Deployment")["spec"]["selector"]
     (endpoint,) = spec["podMetricsEndpoints"]
     assert endpoint["port"] == rendered.container["ports"][0]["name"]
     token = {"name": "transload-metrics", "key": "token"}
