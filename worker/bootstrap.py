@@ -100,7 +100,9 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             on_complete=relay.wake,
         )
         if admin and settings.admin.enabled:
-            server = AdminServer(metrics, health, host=settings.admin.host, port=settings.admin.port)
+            chosen = settings.admin
+            token = None if chosen.token is None else chosen.token.get_secret_value()
+            server = AdminServer(metrics, health, host=chosen.host, port=chosen.port, token=token)
             stack.callback(server.close)
         yield Service(
             queue=queue,

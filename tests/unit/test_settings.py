@@ -251,7 +251,7 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
         "    backend: s3\n"
         "    prefix: a/../b\n"
         "admin:\n"
-        "  host: 0.0.0.0\n"
+        "  host: everywhere\n"
         "colour: red\n",
         TRANSLOAD_RELAY__BATCH="none",
     )
@@ -261,7 +261,9 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
     assert "t.yaml:5: queue.type: no queue has that name; there are: embedded, memory, rabbitmq, sqs" in text
     assert "t.yaml:7: targets.main.bucket: is required; add it, or bucket_env with the name" in text
     assert "t.yaml:9: targets.main.prefix: 'a/../b' is refused: a prefix has no '.' or '..' segments" in text
-    assert "t.yaml:11: admin.host: '0.0.0.0' is refused: only a loopback address" in text
+    assert (
+        "t.yaml:11: admin.host: 'everywhere' is refused: not an address to listen on; use 127.0.0.1" in text
+    )
     assert "t.yaml:12: colour: unknown key; there are: admin, audit, cloudwatch, encryption, home, " in text
     assert "environment TRANSLOAD_RELAY__BATCH: relay.batch: 'none' should be a valid integer" in text
     assert len(found) == 8
@@ -300,7 +302,7 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
         ("ledger: {url: 'sqlite:///:memory:'}\n", "t.yaml:1: ledger.url: 'sqlite:///:memory:' is refused: the ledger is one file"),
         ("ledger: {url: 'sqlite:///x.db?mode=ro'}\n", "t.yaml:1: ledger.url: 'sqlite:///x.db?mode=ro' is refused: the ledger is one file"),
         ("ledger: {url: nonsense}\n", "t.yaml:1: ledger.url: 'nonsense' is refused: not a database URL"),
-        ("admin: {host: example.org}\n", "t.yaml:1: admin.host: 'example.org' is refused: only a loopback address"),
+        ("admin: {host: example.org}\n", "t.yaml:1: admin.host: 'example.org' is refused: not an address to listen on"),
         ("admin: {port: 70000}\n", "t.yaml:1: admin.port: '70000' should be less than or equal to 65535"),
         ("logs: {level: loud}\n", "t.yaml:1: logs.level: 'loud' should be 'debug', "),
         ('targets: {main: {prefix: "a\\nb"}}\n', "t.yaml:1: targets.main.prefix: 'a\\nb' is refused: a prefix has no control"),
