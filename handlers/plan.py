@@ -95,6 +95,8 @@ class StorePlan:
     """Between source and writes; with any, the keys of `writes` are where it all begins, and may not be where it ends."""
     limits: Limits = field(default_factory=Limits)
     """Of what the transforms may make of the payload."""
+    deduplicate: bool = False
+    """Whether an identical payload that the route has stored may stand for this one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ class ResourceFetchedHandler:
             bundle_targets=route.bundle_targets(_facts(command)),
             transforms=route.transforms,
             limits=route.limits,
+            deduplicate=route.deduplicate,
         )
 
 

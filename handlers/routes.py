@@ -74,6 +74,8 @@ class Route:
     transforms: tuple[Transform, ...] = ()
     """What becomes of each payload on its way, in order."""
     limits: Limits = field(default_factory=Limits)
+    deduplicate: bool = False
+    """An identical payload is stored once in each target. Not with transforms."""
 
     def bundle_targets(self, bundle: BundleFacts) -> tuple[BundleTarget, ...]:
         """Where that bundle lies in each target."""

@@ -98,6 +98,7 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             budget=budget,
             spool=spool,
             on_complete=relay.wake,
+            on_referred=metrics.referred,
         )
         if admin and settings.admin.enabled:
             server = AdminServer(metrics, health, host=settings.admin.host, port=settings.admin.port)
@@ -298,7 +299,9 @@ def _route(settings: Settings, route: RouteSettings, keys: KeyRing | None) -> Ro
         "content_type": route.content_type,
     }
     targets = tuple(_target(settings, route, name) for name in names)
-    return Route(route.name, targets, Match(asked), steps_of(route, keys), route.limits)
+    return Route(
+        route.name, targets, Match(asked), steps_of(route, keys), route.limits, deduplicate=route.deduplicate
+    )
 
 
 def _target(settings: Settings, route: RouteSettings, name: str) -> Target:

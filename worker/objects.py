@@ -28,6 +28,8 @@ STAGING: Final = "staging"
 
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 _SIDECAR: Final = ".meta"
+MANY: Final = 100
+"""Nobody counts further how many resources share an object."""
 
 
 class NoSuchPlace(ValueError):
@@ -99,25 +101,42 @@ class Known:
     """Of the resource, where it is one's."""
     stored: StoredObject | None = None
     """What was recorded when it was written; of payloads only."""
+    others: int = 0
+    """Resources besides that one whose payload it is, `MANY` at most: identical ones may have been stored once."""
 
 
 async def known(ledger: Ledger, target: str, key: str) -> Known | None:
     """What the object under that key is to the ledger; None when it has never heard of it. Raises `LedgerError`."""
-    if (found := await _first(ledger, Search(target=target, key=key))) is not None:
-        return Known(found.bid, found.recipe_id, "object", found.resource.url, found.resource.objects[0])
+    if sharing := await _some(ledger, Search(target=target, key=key), MANY + 1):
+        found = sharing[0]
+        return Known(
+            found.bid,
+            found.recipe_id,
+            "object",
+            found.resource.url,
+            found.resource.objects[0],
+            len(sharing) - 1,
+        )
     folder, slash, name = key.rpartition("/")
     stem = name.removesuffix(_SIDECAR)
     # Beside `page.html` lies `page.html.meta`, or `_page.html.meta`, by the target's layout.
     for payload in (stem, stem.removeprefix("_")) if stem != name else ():
         search = Search(target=target, key=f"{folder}{slash}{payload}")
-        if (found := await _first(ledger, search)) is not None:
+        for found in await _some(ledger, search, 1):
             return Known(found.bid, found.recipe_id, "sidecar", found.resource.url)
-    found = await _first(ledger, Search(target=target, manifest=key))
-    return None if found is None else Known(found.bid, found.recipe_id, "manifest")
+    for found in await _some(ledger, Search(target=target, manifest=key), 1):
+        return Known(found.bid, found.recipe_id, "manifest")
+    return None
 
 
-async def _first(ledger: Ledger, search: Search) -> Found | None:
-    return await anext(ledger.search(search), None)
+async def _some(ledger: Ledger, search: Search, limit: int) -> list[Found]:
+    """The first that are found, the newest first."""
+    found: list[Found] = []
+    async for each in ledger.search(search):
+        found.append(each)
+        if len(found) == limit:
+            break
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,6 +232,8 @@ def _plan_facts(planned: Plan) -> dict[str, Any]:
         facts["source"] = f"{planned.source.staging}: {planned.source.key}"
         if planned.transforms:
             facts["transforms"] = [{"step": step.name} for step in planned.transforms]
+        if planned.deduplicate:
+            facts["deduplicate"] = True
         facts["writes"] = [
             {"target": write.target, "key": write.key, "sidecar": write.sidecar_key}
             for write in planned.writes

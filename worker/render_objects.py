@@ -16,7 +16,7 @@ from backends.base import ObjectStat
 from worker.bundle_status import BundleStatus
 from worker.ledger.values import Found
 from worker.notification import timestamp
-from worker.objects import Address, Copied, Known
+from worker.objects import MANY, Address, Copied, Known
 from worker.redaction import one_line
 from worker.render import out, print_json, say, size
 
@@ -28,7 +28,14 @@ def told(found: Known | None) -> str:
     if found.part == "manifest":
         return f"it is the manifest of bundle {found.bid}"
     what = "is" if found.part == "object" else "holds the facts about"
-    return f"it {what} a resource of bundle {found.bid}: {one_line(found.url or '')}"
+    return f"it {what} a resource of bundle {found.bid}: {one_line(found.url or '')}{_sharing(found.others)}"
+
+
+def _sharing(others: int) -> str:
+    if not others:
+        return ""
+    more = "at least " if others == MANY else ""
+    return f", and of {more}{others} other resource{'s' if others > 1 else ''} with the same payload"
 
 
 def copied(

@@ -202,6 +202,11 @@ class RouteSettings(Section):
         description="What is done to each payload on its way, in order: names, or `{name: {option: value}}`.",
     )
     limits: Limits = Field(default=Limits(), description="What `transforms` may make of one payload.")
+    deduplicate: bool = Field(
+        default=False,
+        description="Whether an identical payload of this route is stored once in each target, and referred to from then on. Not "
+        "with `transforms`.",
+    )
     layout: LayoutSpec | None = Field(
         default=None, description="How keys are built, in place of each target's own `layout`."
     )
