@@ -10,7 +10,7 @@ import secrets
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
@@ -107,36 +107,31 @@ class Known:
 
 async def known(ledger: Ledger, target: str, key: str) -> Known | None:
     """What the object under that key is to the ledger; None when it has never heard of it. Raises `LedgerError`."""
-    if sharing := await _some(ledger, Search(target=target, key=key), MANY + 1):
-        found = sharing[0]
-        return Known(
-            found.bid,
-            found.recipe_id,
-            "object",
-            found.resource.url,
-            found.resource.objects[0],
-            len(sharing) - 1,
-        )
+    if (found := await _first(ledger, Search(target=target, key=key))) is not None:
+        of = Known(found.bid, found.recipe_id, "object", found.resource.url, found.resource.objects[0])
+        return replace(of, others=await _others(ledger, target, key))
     folder, slash, name = key.rpartition("/")
     stem = name.removesuffix(_SIDECAR)
     # Beside `page.html` lies `page.html.meta`, or `_page.html.meta`, by the target's layout.
     for payload in (stem, stem.removeprefix("_")) if stem != name else ():
         search = Search(target=target, key=f"{folder}{slash}{payload}")
-        for found in await _some(ledger, search, 1):
+        if (found := await _first(ledger, search)) is not None:
             return Known(found.bid, found.recipe_id, "sidecar", found.resource.url)
-    for found in await _some(ledger, Search(target=target, manifest=key), 1):
-        return Known(found.bid, found.recipe_id, "manifest")
-    return None
+    found = await _first(ledger, Search(target=target, manifest=key))
+    return None if found is None else Known(found.bid, found.recipe_id, "manifest")
 
 
-async def _some(ledger: Ledger, search: Search, limit: int) -> list[Found]:
-    """The first that are found, the newest first."""
-    found: list[Found] = []
-    async for each in ledger.search(search):
-        found.append(each)
-        if len(found) == limit:
+async def _first(ledger: Ledger, search: Search) -> Found | None:
+    return await anext(ledger.search(search), None)
+
+
+async def _others(ledger: Ledger, target: str, key: str) -> int:
+    count = -1
+    async for _ in ledger.search(Search(target=target, key=key)):
+        count += 1
+        if count == MANY:
             break
-    return found
+    return max(0, count)
 
 
 @dataclass(frozen=True, slots=True)
