@@ -49,9 +49,14 @@ class Dying(Exception):
 
 
 class Ledger(SqlLedger):
-    """Dies before it records, while it is told to."""
+    """Dies before it records, while it is told to. Counts how often it was asked for contents."""
 
     doomed = False
+    asked = 0
+
+    async def contents(self, route: str, sha256: str) -> Mapping[str, StoredObject]:
+        self.asked += 1
+        return await super().contents(route, sha256)
 
     async def record(self, entry: Entry) -> Recorded:
         if self.doomed:
@@ -298,6 +303,8 @@ async def test_what_is_small_is_stored(world: World) -> None:
                     f"{bid}{size}{promised is None}", b"x" * size, promised=promised, url=str(size)
                 )
     assert len(world.one.written) == 12
+    assert world.ledger.asked == 0
+    assert await world.ledger.contents("main", hashlib.sha256(b"x").hexdigest()) == {}
     world.one.written.clear()
     await world.process("c", b"x" * MINIMUM)
     await world.process("d", b"x" * MINIMUM)
@@ -427,7 +434,7 @@ async def test_two_at_once_may_both_store_it(world: World) -> None:
 
 async def test_two_deliveries_of_one_message_are_one_resource(world: World) -> None:
     await world.process("a")
-    assert await asyncio.gather(world.process("b"), world.process("b")) == [Ack(), Ack()]
+    assert list(await asyncio.gather(world.process("b"), world.process("b"))) == [Ack(), Ack()]
     assert await world.lying("b") == await world.lying("a")
     assert len(world.one.written) == 1
 
