@@ -14,7 +14,7 @@ from pathlib import Path
 from backends.base import CHUNK_SIZE, Attributes, Promise, Receipt, StorageBackend, single
 from backends.errors import Conflict, NotFound, Unsupported
 from backends.wrapper import bare
-from handlers import sidecar
+from handlers import dedup, sidecar
 from handlers.fan_out import FanOut
 from handlers.naming import resource_name
 from handlers.payload import Before, Digest, checked, metered, opened
@@ -66,12 +66,14 @@ async def execute(
     placed: Callable[[Placement], Awaitable[None]] | None = None,
     spool: Path = Path(),
     clock: Callable[[], float] = time.time,
+    known: dedup.Known | None = None,
 ) -> Executed:
     """Write the payload to every target of the plan; returns when each has it, durably, or has failed.
 
     Doing it again after a crash at any point finds identical objects and gives the same placements. `placed` is told of each
     target that has an untransformed payload while others are still at work. `spool` is a directory for the transforms' files;
-    `clock` gives seconds since the epoch, for when something is stored.
+    `clock` gives seconds since the epoch, for when something is stored. With `known`, a payload that was stored before is
+    referred to: its placement names the key it has.
 
     Raises `PayloadMissing`, `IntegrityError` (nothing lies under the final names then), `Refused` (whole entries of an archive
     may lie there), and whatever else reading raises.
@@ -79,6 +81,10 @@ async def execute(
     run = _Run(plan, staging[plan.source.staging], targets, placed, clock)
     if plan.transforms:
         await run.transform(spool)
+    elif known is not None:
+        # Nothing is copied by the store: what others will refer to has its digest from the bytes that went by.
+        await run.refer(known)
+        await run.stream()
     else:
         await run.copy()
         await run.stream()
@@ -152,6 +158,21 @@ class _Run:
         except Exception as exc:  # noqa: BLE001 - as in `_write`
             self._misses[write.target] = Miss(write, exc)
         else:
+            await self._copied(write, Placement(write.target, receipt))
+
+    async def refer(self, known: dedup.Known) -> None:
+        """Leave the payload where targets have it already."""
+        source, contents = await dedup.contents(self._plan.source, self._staging, known)
+        # What is still to be written has to be what was compared.
+        self._plan = replace(self._plan, source=source)
+        async with asyncio.TaskGroup() as group:
+            for write in self._plan.writes:
+                if (content := contents.get(write.target)) is not None:
+                    group.create_task(self._refer(write, content))
+
+    async def _refer(self, write: Write, content: Receipt) -> None:
+        receipt = await dedup.usable(self._targets[write.target], write.key, content)
+        if receipt is not None:
             await self._copied(write, Placement(write.target, receipt))
 
     async def stream(self) -> None:
@@ -271,7 +292,7 @@ class _Run:
     async def _copied(self, write: Write, placement: Placement) -> None:
         """The payload is there as it was staged: add what goes beside it."""
         facts = sidecar.of_object(self._plan.command, placement.receipt, self._clock())
-        if not await self._beside(write, single(facts)):
+        if not await self._beside(write, single(facts), placement.receipt.sha256):
             return
         self._placements[write.target] = [placement]
         if self._placed is not None and len(self._placements) + len(self._misses) < len(self._plan.writes):
@@ -289,14 +310,17 @@ class _Run:
             write = _renamed(write, placements[0].receipt.key)
         await self._beside(write, sidecar.of_parts(self._plan.command, asdict(before), parts, self._clock()))
 
-    async def _beside(self, write: Write, facts: AsyncIterator[bytes]) -> bool:
-        """Whether the facts lie where they have to, if they have to lie anywhere."""
+    async def _beside(self, write: Write, facts: AsyncIterator[bytes], sha256: str | None = None) -> bool:
+        """Whether the facts lie where they have to, if they have to lie anywhere. `sha256`: of the payload they are about."""
         if write.sidecar_key is None:
             return True
         try:
-            await self._targets[write.target].write(write.sidecar_key, facts, _JSON)
-        except Conflict:
-            pass  # the payload is the same; when only its description differs, the first one stays, as with attributes
+            try:
+                await self._targets[write.target].write(write.sidecar_key, facts, _JSON)
+            except Conflict:
+                # The payload is the same; when only its description differs, the first one stays, as with attributes.
+                if sha256 is not None and self._plan.deduplicate:
+                    await dedup.check_facts(self._targets[write.target], write.sidecar_key, sha256)
         except Exception as exc:  # noqa: BLE001 - as in `_write`
             self._misses[write.target] = Miss(write, exc)
             return False

@@ -106,6 +106,8 @@ class StorePlan:
     """Of what the transforms may make of the payload."""
     max_size: MaxSize | None = None
     """Of what is stored. Among the transforms already, unless the payload's promised size shows that it is kept."""
+    deduplicate: bool = False
+    """Whether an identical payload that the route has stored may stand for this one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ class ResourceFetchedHandler:
             transforms=route.transforms_of(command.payload.size),
             limits=route.limits,
             max_size=route.max_size,
+            deduplicate=route.deduplicate,
         )
 
 

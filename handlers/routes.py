@@ -77,6 +77,8 @@ class Route:
     limits: Limits = field(default_factory=Limits)
     max_size: MaxSize | None = None
     """What `transforms` hold every object to."""
+    deduplicate: bool = False
+    """An identical payload is stored once in each target. Not with transforms."""
 
     def transforms_of(self, size: int | None) -> tuple[Transform, ...]:
         """What becomes of a payload of which so many bytes are promised: nothing, where only its size could be amiss and is not."""

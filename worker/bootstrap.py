@@ -98,6 +98,7 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             budget=budget,
             spool=spool,
             on_complete=relay.wake,
+            on_referred=metrics.referred,
         )
         if admin and settings.admin.enabled:
             chosen = settings.admin
@@ -300,7 +301,15 @@ def _route(settings: Settings, route: RouteSettings, keys: KeyRing | None) -> Ro
         "content_type": route.content_type,
     }
     targets = tuple(_target(settings, route, name) for name in names)
-    return Route(route.name, targets, Match(asked), steps_of(route, keys), route.limits, route.max_size)
+    return Route(
+        route.name,
+        targets,
+        Match(asked),
+        steps_of(route, keys),
+        route.limits,
+        route.max_size,
+        deduplicate=route.deduplicate,
+    )
 
 
 def _target(settings: Settings, route: RouteSettings, name: str) -> Target:

@@ -10,7 +10,7 @@ import secrets
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
@@ -29,6 +29,8 @@ STAGING: Final = "staging"
 
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 _SIDECAR: Final = ".meta"
+MANY: Final = 100
+"""Nobody counts further how many resources share an object."""
 
 
 class NoSuchPlace(ValueError):
@@ -100,12 +102,15 @@ class Known:
     """Of the resource, where it is one's."""
     stored: StoredObject | None = None
     """What was recorded when it was written; of payloads only."""
+    others: int = 0
+    """Resources besides that one whose payload it is, `MANY` at most: identical ones may have been stored once."""
 
 
 async def known(ledger: Ledger, target: str, key: str) -> Known | None:
     """What the object under that key is to the ledger; None when it has never heard of it. Raises `LedgerError`."""
     if (found := await _first(ledger, Search(target=target, key=key))) is not None:
-        return Known(found.bid, found.recipe_id, "object", found.resource.url, found.resource.objects[0])
+        of = Known(found.bid, found.recipe_id, "object", found.resource.url, found.resource.objects[0])
+        return replace(of, others=await _others(ledger, target, key))
     for payload in _described_by(key):
         if (found := await _first(ledger, Search(target=target, key=payload))) is not None:
             return Known(found.bid, found.recipe_id, "sidecar", found.resource.url)
@@ -130,6 +135,15 @@ def _described_by(key: str) -> Iterator[str]:
 
 async def _first(ledger: Ledger, search: Search) -> Found | None:
     return await anext(ledger.search(search), None)
+
+
+async def _others(ledger: Ledger, target: str, key: str) -> int:
+    count = -1
+    async for _ in ledger.search(Search(target=target, key=key)):
+        count += 1
+        if count == MANY:
+            break
+    return max(0, count)
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,6 +234,8 @@ def _plan_facts(planned: Plan) -> dict[str, Any]:
             facts["transforms"] = [{"step": step.name} for step in planned.transforms]
         if planned.max_size is not None:
             facts["max_size"] = planned.max_size.model_dump()
+        if planned.deduplicate:
+            facts["deduplicate"] = True
         facts["writes"] = [
             {"target": write.target, "key": write.key, "sidecar": write.sidecar_key}
             for write in planned.writes

@@ -15,7 +15,7 @@ from backends.base import ObjectStat
 from worker.bundle_status import BundleStatus
 from worker.ledger.values import Found
 from worker.notification import timestamp
-from worker.objects import Address, Got, Known
+from worker.objects import MANY, Address, Got, Known
 from worker.redaction import one_line
 from worker.render import out, print_json, say, size
 
@@ -30,7 +30,14 @@ def told(found: Known | None) -> str:
         return f"it tells of bundle {found.bid}"
     what = "is" if found.part == "object" else "holds the facts about"
     which = f": {one_line(found.url)}" if found.url else ""
-    return f"it {what} a resource of bundle {found.bid}{which}"
+    return f"it {what} a resource of bundle {found.bid}{which}{_sharing(found.others)}"
+
+
+def _sharing(others: int) -> str:
+    if not others:
+        return ""
+    more = "at least " if others == MANY else ""
+    return f", and of {more}{others} other resource{'s' if others > 1 else ''} with the same payload"
 
 
 def copied(address: Address, got: Got, *, as_json: bool) -> None:

@@ -51,6 +51,47 @@ def check_bus(
             )
 
 
+def check_deduplication(
+    draft: Draft, targets: Mapping[str, TargetSettings], routes: Mapping[str, RouteSettings]
+) -> None:
+    """Refuse to look for identical payloads where nothing could be found, or what is found could be something else by now."""
+    for route in routes.values():
+        if not route.deduplicate:
+            continue
+        path = ("routes", route.name, "deduplicate")
+        if route.transforms:
+            draft.add(
+                path,
+                "compares payloads as they were staged, and transforms store something else (encrypt makes each copy different "
+                "on purpose); remove one of the two, or give these payloads a route of their own",
+            )
+        elif route.max_size is not None:
+            draft.add(
+                path,
+                "compares payloads as they were staged, and max_size may store them otherwise; remove one of the two",
+            )
+        for name in (*route.targets, *route.best_effort):
+            if name not in targets:
+                continue
+            if (route.layout or targets[name].layout) == BUS:
+                draft.add(
+                    path,
+                    f"lets a bundle refer to an object of another one, and in {BUS} (target {name!r}) all its content lies below "
+                    "its own folder; choose another layout",
+                )
+            features = BACKENDS.load(targets[name].backend).features_of(targets[name].options)
+            if not features.reads:
+                draft.add(
+                    path,
+                    f"target {name!r} cannot be asked whether it still has a payload; give it a route of its own",
+                )
+            elif not features.create_only:
+                draft.add(
+                    path,
+                    f"target {name!r} may replace what others would refer to; give it a route of its own",
+                )
+
+
 def check_overlaps(
     draft: Draft, staging: Mapping[str, StagingSettings], targets: Mapping[str, TargetSettings]
 ) -> None:

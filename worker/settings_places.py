@@ -219,6 +219,11 @@ class RouteSettings(Section):
         description="How large an object may be that is stored, after all transforms; a number alone is its `bytes`.",
         json_schema_extra=_or_a_number,
     )
+    deduplicate: bool = Field(
+        default=False,
+        description="Whether an identical payload of this route is stored once in each target, and referred to from then on. Not "
+        "with `transforms`.",
+    )
     layout: LayoutSpec | None = Field(
         default=None, description="How keys are built, in place of each target's own `layout`."
     )
