@@ -3,12 +3,20 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
+from backends.errors import StorageError
 from backends.registry import BACKENDS
+from handlers.bundling.archive import FORMATS
 from handlers.layouts import may_meet
 from handlers.transforms.registry import KEYED
 from worker.config_file import Draft
 from worker.settings_places import RouteSettings, StagingSettings, TargetSettings
+
+_HOLDING: Final = frozenset({"hdfs", "http"})
+"""Backends whose writes keep their connection while they wait for the next chunk. With too few of them a read would time out."""
+_CONNECTIONS: Final = 8
+"""More than the archives that relay and pipeline write at once (worker/bundle_archive.py): one of them can always read."""
 
 
 def check_layouts(
@@ -30,6 +38,33 @@ def check_layouts(
                         "begin a template with a word of its own, as 'archive/…'",
                     )
             before.setdefault(layout, route.name)
+
+
+def check_archives(draft: Draft, targets: Mapping[str, TargetSettings]) -> None:
+    """Refuse archives that could not be written: what goes in is read back from the target."""
+    for target in targets.values():
+        if target.archive is None:
+            continue
+        path = ("targets", target.name, "archive")
+        try:
+            FORMATS.load(target.archive)
+            features = BACKENDS.load(target.backend).features_of(target.options)
+        except StorageError as exc:
+            draft.add(path, str(exc))
+            continue
+        if not features.reads:
+            draft.add(
+                path,
+                f"an archive is made of what lies in the target, and {target.backend!r} cannot read it back as it is configured; "
+                "remove archive, or choose a target that reads",
+            )
+        connections = target.options.model_dump().get("max_connections")
+        if target.backend in _HOLDING and connections is not None and connections < _CONNECTIONS:
+            draft.add(
+                path,
+                f"{target.backend!r} holds a connection for each archive that is written and one for the member that is read; "
+                f"set max_connections to {_CONNECTIONS} or more",
+            )
 
 
 def check_overlaps(

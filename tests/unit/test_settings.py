@@ -277,7 +277,7 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
         ("home: 3\n", "t.yaml:1: home: must be the path of a directory"),
         ("queue: {typ: sqs}\n", "t.yaml:1: queue.typ: unknown key; did you mean 'type'?"),
         ("targets: {main: {prefx: a}}\n", "t.yaml:1: targets.main.prefx: unknown key; did you mean 'prefix'?"),
-        ("targets: {main: {bucket: a}}\n", "t.yaml:1: targets.main.bucket: unknown key; there are: backend, "),
+        ("targets: {main: {bucket: a}}\n", "t.yaml:1: targets.main.bucket: unknown key; there are: archive, backend, "),
         ("targets: {main: {prefix: 2024}}\n", "t.yaml:1: targets.main.prefix: '2024' should be a valid string; put it"),
         ("targets: {main: {layout: hove}}\n", "t.yaml:1: targets.main.layout: 'hove' is refused: no layout has that name; did you mean 'hive'?"),
         ("staging: {main: {layout: oc}}\n", "t.yaml:1: staging.main.layout: unknown key"),
