@@ -93,8 +93,8 @@ class Known:
 
     bid: str
     recipe_id: str
-    part: Literal["object", "sidecar", "manifest"]
-    """A payload; the facts beside one; the list of its bundle."""
+    part: Literal["object", "sidecar", "manifest", "archive"]
+    """A payload; the facts beside one; the list of its bundle; all of its bundle in one file."""
     url: str | None = None
     """Of the resource, where it is one's."""
     stored: StoredObject | None = None
@@ -112,8 +112,10 @@ async def known(ledger: Ledger, target: str, key: str) -> Known | None:
         search = Search(target=target, key=f"{folder}{slash}{payload}")
         if (found := await _first(ledger, search)) is not None:
             return Known(found.bid, found.recipe_id, "sidecar", found.resource.url)
-    found = await _first(ledger, Search(target=target, manifest=key))
-    return None if found is None else Known(found.bid, found.recipe_id, "manifest")
+    if (found := await _first(ledger, Search(target=target, manifest=key))) is not None:
+        return Known(found.bid, found.recipe_id, "manifest")
+    found = await _first(ledger, Search(target=target, archive=key))
+    return None if found is None else Known(found.bid, found.recipe_id, "archive")
 
 
 async def _first(ledger: Ledger, search: Search) -> Found | None:

@@ -528,7 +528,6 @@ def test_our_variables_win_over_the_seeds_and_a_file_silences_them(load: Load) -
     [
         ({"OC_SQS_QUEUE_URL": ""}, "environment OC_SQS_QUEUE_URL: not set, and OC_STORAGE_TYPE=s3 needs it"),
         ({"OC_S3_BUCKET": ""}, "environment OC_S3_BUCKET: not set, and OC_STORAGE_TYPE=s3 needs it"),
-        ({"OC_STORAGE_USE_BUNDLER": "1"}, "environment OC_STORAGE_USE_BUNDLER: bundling is not available in this version; unset it"),
         ({"OC_STORAGE_TYPE": "gcs"}, "environment OC_STORAGE_TYPE: names no storage type; set it to s3 or file"),
         ({"OC_STORAGE_TYPE": ""}, "environment OC_STORAGE_TYPE: not set beside OC_S3_BUCKET"),
         ({"OC_S3_PREFIX": "../x"}, "environment OC_S3_PREFIX: targets.main.prefix: '../x' is refused"),
