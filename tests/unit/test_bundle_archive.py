@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import zstandard
+from sqlalchemy import select
 
 from backends.base import CHUNK_SIZE, Attributes, Receipt, StorageBackend, single
 from backends.errors import Unavailable
@@ -28,13 +29,18 @@ from backends.wrapper import Wrapper
 from handlers.bundling.member_paths import member_path
 from handlers.layouts import FolderLayout, make_layout
 from handlers.naming import resource_id, resource_name
+from handlers.plan import BundleTarget
 from handlers.transforms.compress import Compress, CompressOptions
 from handlers.transforms.gunzip import Gunzip
 from handlers.transforms.unzip import Unzip, UnzipOptions
 from tests.support.archiving import BID, Killed, Watched, World, listed, open_world, unpacked
 from tests.support.bundles import archived, members_of
 from worker.budget import Budget
+from worker.ledger.rows import bundle_targets
+from worker.ledger.schema import bundles
+from worker.objects import Known, known
 from worker.queues.base import Ack
+from worker.render_objects import told
 from worker.verify import verify
 
 FORMATS = ["zip", "tar.gz", "tar.zst"]
@@ -540,6 +546,38 @@ async def test_memory_does_not_grow_with_the_bundle(make: Make, tmp_path: Path) 
     assert world.outbound.sent == [BID]
     assert peak < 24 << 20 < 8 * len(noise)
     await backend.aclose()
+
+
+async def test_rows_hold_as_many_facts_as_a_release_has_to_know(make: Make) -> None:
+    """One that makes no archives takes five at most, and must not announce a bundle without its archive."""
+    world = await make("zip")
+    await world.store(PAYLOADS)
+    plain = World(world.ledger, world.queue, world.staging, world.targets, "", (), FolderLayout(), Path())
+    await plain.store({"https://example.com/b": b"b"}, bid="test-b")
+    stored = await world.ledger._database.read(
+        lambda conn: {row.bid: row.targets for row in conn.execute(select(bundles.c.bid, bundles.c.targets))}
+    )
+    assert {bid: [len(facts) for facts in places] for bid, places in stored.items()} == {
+        BID: [7],
+        "test-b": [3],
+    }
+    of_older_releases: list[list[Any]] = [["a", "s", "m"], ["b", "s", "m", False, 1]]
+    assert bundle_targets(of_older_releases) == (
+        BundleTarget("a", "s", "m"),
+        BundleTarget("b", "s", "m", required=False, rank=1),
+    )
+
+
+async def test_the_ledger_knows_an_archive_by_its_key(make: Make) -> None:
+    world = await make()
+    await world.store(PAYLOADS)
+    place = await world.place()
+    found = await known(world.ledger, "main", place.archive_key)
+    assert found == Known(BID, "fr", "archive")
+    assert told(found) == f"it is the archive of bundle {BID}"
+    found = await known(world.ledger, "main", place.manifest_key)
+    assert found is not None
+    assert found.part == "manifest"
 
 
 async def test_verify_reads_archives_too(make: Make) -> None:
