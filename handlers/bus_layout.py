@@ -47,6 +47,10 @@ class BusLayout:
     def manifest_key(self, bundle: BundleFacts) -> str:
         return f"{self._folder(bundle)}/{MANIFEST}"
 
+    def archive_key(self, bundle: BundleFacts, suffix: str) -> str:
+        """No resource's, nor a sidecar's. The settings refuse archives here: nobody who reads the bus knows of them."""
+        return f"{self._folder(bundle)}/metadata/_archive.{suffix}"
+
     def _folder(self, bundle: BundleFacts) -> str:
         parts = (self.prefix, encode(bundle.recipe_id), "data", *_day_and_name(bundle))
         return "/".join(part for part in parts if part)

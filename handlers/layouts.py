@@ -58,10 +58,14 @@ class Layout(Protocol):
         """Where the bundle's manifest lies."""
         ...
 
+    def archive_key(self, bundle: BundleFacts, suffix: str) -> str:
+        """Where an archive of all the bundle's resources lies; `suffix` is `zip` and the like. Nothing else has that key."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectLayout:
-    """`{prefix}/bundles/{bid}/resources/{name}` and `{prefix}/bundles/{bid}/metadata.json`."""
+    """`{prefix}/bundles/{bid}/resources/{name}`, `{prefix}/bundles/{bid}/metadata.json` and `…/resources.zip`."""
 
     prefix: str = ""
 
@@ -77,10 +81,13 @@ class ObjectLayout:
     def manifest_key(self, bundle: BundleFacts) -> str:
         return _join(self.prefix, "bundles", bundle.bid, "metadata.json")
 
+    def archive_key(self, bundle: BundleFacts, suffix: str) -> str:
+        return _join(self.prefix, "bundles", bundle.bid, f"resources.{suffix}")
+
 
 @dataclass(frozen=True, slots=True)
 class FolderLayout:
-    """`{prefix}/bundle_{bid}/{name}`, `{name}.meta` beside it, and `{prefix}/bundle_{bid}/bundle.meta`."""
+    """`{prefix}/bundle_{bid}/{name}`, `{name}.meta` beside it, `{prefix}/bundle_{bid}/bundle.meta` and `…/bundle.zip`."""
 
     prefix: str = ""
 
@@ -95,6 +102,10 @@ class FolderLayout:
 
     def manifest_key(self, bundle: BundleFacts) -> str:
         return _join(self.storage_key(bundle), "bundle.meta")
+
+    def archive_key(self, bundle: BundleFacts, suffix: str) -> str:
+        # No resource's: those end in the resource's id, or have a dot behind it.
+        return _join(self.storage_key(bundle), f"bundle.{suffix}")
 
 
 def make_layout(spec: str, prefix: str, *, keeps_attributes: bool) -> Layout:

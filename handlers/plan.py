@@ -56,6 +56,10 @@ class BundleTarget:
     """The bundle is not complete without what belongs there."""
     rank: int = 0
     """The target's place in the configuration; the first required one is announced."""
+    archive: str = ""
+    """The format in which all its resources are archived there once it is complete (handlers/bundling); empty: they are not."""
+    archive_key: str = ""
+    """Where that archive lies."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ class Target:
     """It may copy inside its store what is staged there."""
     rank: int = 0
     """Its place in the configuration: of a bundle's required targets the first one is announced."""
+    archive: str = ""
+    """The format of handlers/bundling in which each bundle is archived there as well; empty: it is not."""
 
     def of_bundle(self, bundle: BundleFacts) -> BundleTarget:
         """Where that bundle lies in it."""
@@ -38,6 +40,8 @@ class Target:
             self.layout.manifest_key(bundle),
             required=self.required,
             rank=self.rank,
+            archive=self.archive,
+            archive_key=self.layout.archive_key(bundle, self.archive) if self.archive else "",
         )
 
 

@@ -72,6 +72,8 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
         health.schema_current = health.queue_reachable = True
         measured = _measured(targets, metrics, uploads=_upload_logs(settings))
         measured_staging = _measured(staging, metrics, "staging-")
+        budget = Budget(settings.worker.transfer_memory)
+        metrics.transfer_memory_bytes.set_function(lambda: budget.held)
         relay = Relay(
             ledger=ledger,
             publisher=publisher,
@@ -84,11 +86,10 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             retry=RetryPolicy(base=settings.relay.retry_base, cap=settings.relay.retry_cap),
             random=random.random,
             metrics=metrics,
+            budget=budget,
         )
         spool = settings.home / "spool"
         spool.mkdir(parents=True, exist_ok=True)
-        budget = Budget(settings.worker.transfer_memory)
-        metrics.transfer_memory_bytes.set_function(lambda: budget.held)
         pipeline = Pipeline(
             ledger=ledger,
             handlers=make_handlers(settings, await open_keys(settings)),
@@ -322,4 +323,5 @@ def _target(settings: Settings, route: RouteSettings, name: str) -> Target:
         required=name in route.targets,
         server_copy=chosen.server_copy,
         rank=list(settings.targets).index(name),
+        archive=chosen.archive or "",
     )

@@ -96,8 +96,8 @@ class Known:
 
     bid: str
     recipe_id: str
-    part: Literal["object", "sidecar", "manifest", "document"]
-    """A payload; the facts beside one; the list of its bundle; what else is told of that."""
+    part: Literal["object", "sidecar", "manifest", "archive", "document"]
+    """A payload; the facts beside one; the list of its bundle; all of its bundle in one file; what else is told of that."""
     url: str | None = None
     """Of the resource, where it is one's."""
     stored: StoredObject | None = None
@@ -116,6 +116,8 @@ async def known(ledger: Ledger, target: str, key: str) -> Known | None:
             return Known(found.bid, found.recipe_id, "sidecar", found.resource.url)
     if (found := await _first(ledger, Search(target=target, manifest=key))) is not None:
         return Known(found.bid, found.recipe_id, "manifest")
+    if (found := await _first(ledger, Search(target=target, archive=key))) is not None:
+        return Known(found.bid, found.recipe_id, "archive")
     if (beside := bus_layout.manifest_beside(key)) is None:
         return None
     found = await _first(ledger, Search(target=target, manifest=beside))

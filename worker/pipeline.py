@@ -61,7 +61,7 @@ class Pipeline:
         self._on_complete = on_complete
         self._clock = clock
         self._on_referred = on_referred
-        self._manifests = Manifests(ledger, targets)
+        self._manifests = Manifests(ledger, targets, budget)
         self._log = structlog.get_logger("pipeline")
 
     async def process(self, delivery: Delivery) -> Disposition:
@@ -142,7 +142,12 @@ class Pipeline:
             await self._ledger.settle(entry, _notes(plan, executed))
             if executed.misses:
                 raise _reason(executed.misses)
-            await self._complete_manifests(command.bundle.bid, {transfer.target for transfer in transfers})
+            # An archive may take long.
+            async with delivery.kept_alive():
+                delivery.begun = True
+                await self._complete_manifests(
+                    command.bundle.bid, {transfer.target for transfer in transfers}
+                )
         await self._ledger.forget_transfers(command.id)
         return Ack()
 

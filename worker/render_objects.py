@@ -24,8 +24,8 @@ def told(found: Known | None) -> str:
     """What the ledger knows of an object, in a sentence."""
     if found is None:
         return "the ledger does not know it"
-    if found.part == "manifest":
-        return f"it is the manifest of bundle {found.bid}"
+    if found.part in {"manifest", "archive"}:
+        return f"it is the {found.part} of bundle {found.bid}"
     if found.part == "document":
         return f"it tells of bundle {found.bid}"
     what = "is" if found.part == "object" else "holds the facts about"

@@ -27,6 +27,7 @@ from worker.queues.base import QueueOptions
 from worker.queues.registry import QUEUES
 from worker.seed_environment import read_seed_environment
 from worker.settings_checks import (
+    check_archives,
     check_bus,
     check_deduplication,
     check_keys,
@@ -128,6 +129,7 @@ class _Builder:
         ledger, routes = self._ledger(), self._routes()
         check_layouts(self._draft, targets, routes)
         check_bus(self._draft, targets, routes)
+        check_archives(self._draft, targets, routes)
         check_keys(self._draft, routes)
         check_deduplication(self._draft, targets, routes)
         if not (queue and publisher and ledger and worker and relay and housekeeping and admin and logs):

@@ -3,12 +3,20 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
+from backends.errors import StorageError
 from backends.registry import BACKENDS
+from handlers.bundling.archive import FORMATS
 from handlers.layouts import BUS, may_meet
 from handlers.transforms.registry import KEYED
 from worker.config_file import Draft
 from worker.settings_places import RouteSettings, StagingSettings, TargetSettings
+
+_HOLDING: Final = frozenset({"hdfs", "http"})
+"""Backends whose writes keep their connection while they wait for the next chunk. With too few of them a read would time out."""
+_CONNECTIONS: Final = 8
+"""More than the archives that relay and pipeline write at once (worker/bundle_archive.py): one of them can always read."""
 
 
 def check_layouts(
@@ -90,6 +98,43 @@ def check_deduplication(
                     path,
                     f"target {name!r} may replace what others would refer to; give it a route of its own",
                 )
+
+
+def check_archives(
+    draft: Draft, targets: Mapping[str, TargetSettings], routes: Mapping[str, RouteSettings]
+) -> None:
+    """Refuse archives that could not be written, for what goes in is read back, and those that no document would list."""
+    buses = {name for name, target in targets.items() if target.layout == BUS}
+    for route in routes.values():
+        if route.layout == BUS:
+            buses |= {*route.targets, *route.best_effort}
+    for target in targets.values():
+        if target.archive is None:
+            continue
+        path = ("targets", target.name, "archive")
+        if target.name in buses:
+            draft.add(
+                path, f"no document of {BUS} lists an archive; give archives a target with another layout"
+            )
+        try:
+            FORMATS.load(target.archive)
+            features = BACKENDS.load(target.backend).features_of(target.options)
+        except StorageError as exc:
+            draft.add(path, str(exc))
+            continue
+        if not features.reads:
+            draft.add(
+                path,
+                f"an archive is made of what lies in the target, and {target.backend!r} cannot read it back as it is configured; "
+                "remove archive, or choose a target that reads",
+            )
+        connections = target.options.model_dump().get("max_connections")
+        if target.backend in _HOLDING and connections is not None and connections < _CONNECTIONS:
+            draft.add(
+                path,
+                f"{target.backend!r} holds a connection for each archive that is written and one for the member that is read; "
+                f"set max_connections to {_CONNECTIONS} or more",
+            )
 
 
 def check_overlaps(

@@ -6,7 +6,7 @@ worker/settings_schema.py hangs them into the settings. An adapter's own keys ar
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Final, cast
+from typing import Annotated, Final, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -139,6 +139,10 @@ class TargetSettings(_Guarded):
         description="How keys are built below the prefix: `oc`, `oc-v1`, `hive`, `dated`, or a template as `{recipe_id}/{bid}/{name}`.",
     )
     prefix: Prefix = Field(default="", description="Put before every key.")
+    archive: Literal["zip", "tar.zst", "tar.gz"] | None = Field(
+        default=None,
+        description="Write all resources of a complete bundle there as one file besides, of this format, before it is announced.",
+    )
     server_copy: bool = Field(
         default=True,
         description="Whether a payload that is staged in the same store is copied there, not read and written here.",

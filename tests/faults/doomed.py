@@ -15,6 +15,7 @@ from sqlalchemy import URL, Connection
 from backends.base import Attributes, Receipt
 from backends.errors import Unavailable
 from backends.memory import MemoryBackend
+from worker.budget import Budget
 from worker.disposition import RetryPolicy
 from worker.ledger.database import Database, open_database
 from worker.ledger.sql import SqlLedger
@@ -202,5 +203,6 @@ class Shared:
             retry=RetryPolicy(base=HOUR, cap=HOUR),
             random=lambda: 0.0,
             metrics=self.metrics,
+            budget=Budget(64 << 20),
         )
         return Process(fuse, ledger, relay, publisher, list(targets.values())[-1])

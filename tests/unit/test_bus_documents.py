@@ -113,6 +113,7 @@ class World:
             retry=RetryPolicy(base=0.0),
             random=lambda: 0.0,
             metrics=Metrics(),
+            budget=Budget(1 << 30),
         )
 
     async def _send(self, command: Command, layout: str) -> None:

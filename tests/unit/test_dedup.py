@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import io
 import json
+import zipfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -21,6 +23,7 @@ from handlers.dispatch import Handlers
 from handlers.errors import Refused
 from handlers.layouts import make_layout
 from handlers.messages import Bundle, Payload, Resource, ResourceFetched, encode
+from handlers.naming import resource_name
 from handlers.plan import StagingSource
 from handlers.resource_fetched import ResourceFetchedHandler
 from handlers.routes import Match, Route, Routes, Target
@@ -538,7 +541,13 @@ async def test_manifest_and_verification_read_what_is_referred_to(world: World) 
     assert bundle is not None
     assert bundle.state == "complete"
     (place,) = bundle.targets
-    await Manifests(world.ledger, world.targets).write(bundle, place)
+    place = replace(place, archive="zip", archive_key="p/resources.zip")
+    await Manifests(world.ledger, world.targets, Budget(1 << 30)).write(bundle, place)
+    with zipfile.ZipFile(io.BytesIO(await world.one.read(place.archive_key))) as archive:
+        assert archive.testzip() is None
+        assert set(archive.namelist()) == {
+            resource_name(f"https://example.com/{name}") for name in ("x", "y")
+        }
     listed = json.loads(await world.one.read(place.manifest_key))["resources"]
     key = (await world.lying("a")).key
     assert [each["key"] for each in listed] == [key, key]

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from backends.base import check_key
 from handlers import bus_layout
 from handlers.bids import BidFactory, timestamp_ms
+from handlers.bundling.archive import FORMATS
 from handlers.layout_fields import FIELDS, HIVE_NULL, VALUE_LIMIT, encode
 from handlers.layouts import BundleFacts, ResourceFacts, check_layout, make_layout, may_meet
 from handlers.messages import Bundle, Payload, Resource, ResourceFetched
@@ -103,9 +104,11 @@ def test_case_77_no_two_objects_share_a_key_in_any_layout(
     # All messages of a bundle name the same recipe.
     recipes = {bundle.bid: bundle.recipe_id for bundle, _ in objects}
     objects = [(replace(bundle, recipe_id=recipes[bundle.bid]), facts) for bundle, facts in objects]
-    keys = {layout.manifest_key(bundle) for bundle, _ in objects}
-    assert len(keys) == len({bundle.bid for bundle, _ in objects})
+    bundles = {bundle.bid: bundle for bundle, _ in objects}.values()
+    keys = {layout.manifest_key(bundle) for bundle in bundles}
+    keys |= {layout.archive_key(bundle, suffix) for bundle in bundles for suffix in FORMATS.names()}
     expected = len(keys)
+    assert expected == (1 + len(FORMATS.names())) * len(bundles)
     for bundle, facts in objects:
         key = layout.resource_key(bundle, facts)
         sidecar = layout.sidecar_key(key)
@@ -130,11 +133,13 @@ def test_engines_see_payloads_and_nothing_else(spec: str, one: tuple[BundleFacts
     sidecar = layout.sidecar_key(key)
     assert sidecar is not None
     assert not any(segment.startswith(("_", ".")) for segment in key.split("/"))
-    for name in (PurePosixPath(sidecar).name, PurePosixPath(layout.manifest_key(one[0])).name):
+    beside = (sidecar, layout.manifest_key(one[0]), layout.archive_key(one[0], "zip"))
+    for name in (PurePosixPath(each).name for each in beside):
         assert name.startswith("_")
         assert "=" not in name
         assert not name.startswith(("_metadata", "_common_metadata"))
-    assert all(segment.startswith("_") for segment in PurePosixPath(layout.manifest_key(one[0])).parts[::2])
+    for each in beside[1:]:
+        assert all(segment.startswith("_") for segment in PurePosixPath(each).parts[::2])
 
 
 @given(st.lists(TEXTS, min_size=2, max_size=2, unique=True))

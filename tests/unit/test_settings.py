@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ import yaml
 
 from backends.file import FileBackend
 from backends.registry import BACKENDS
+from handlers.bundling.archive import FORMATS
+from handlers.layouts import BundleFacts
 from handlers.transforms.max_size import MaxSize
+from worker.bootstrap import make_handlers
 from worker.publishers.embedded import EmbeddedPublisher
 from worker.queues.embedded import EmbeddedQueue
 from worker.settings import Settings, SettingsError, json_schema, load_settings
@@ -281,7 +285,7 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
         ("home: 3\n", "t.yaml:1: home: must be the path of a directory"),
         ("queue: {typ: sqs}\n", "t.yaml:1: queue.typ: unknown key; did you mean 'type'?"),
         ("targets: {main: {prefx: a}}\n", "t.yaml:1: targets.main.prefx: unknown key; did you mean 'prefix'?"),
-        ("targets: {main: {bucket: a}}\n", "t.yaml:1: targets.main.bucket: unknown key; there are: backend, "),
+        ("targets: {main: {bucket: a}}\n", "t.yaml:1: targets.main.bucket: unknown key; there are: archive, backend, "),
         ("targets: {main: {prefix: 2024}}\n", "t.yaml:1: targets.main.prefix: '2024' should be a valid string; put it"),
         ("targets: {main: {layout: hove}}\n", "t.yaml:1: targets.main.layout: 'hove' is refused: no layout has that name; did you mean 'hive'?"),
         ("staging: {main: {layout: oc}}\n", "t.yaml:1: staging.main.layout: unknown key"),
@@ -532,7 +536,6 @@ def test_our_variables_win_over_the_seeds_and_a_file_silences_them(load: Load) -
     [
         ({"OC_SQS_QUEUE_URL": ""}, "environment OC_SQS_QUEUE_URL: not set, and OC_STORAGE_TYPE=s3 needs it"),
         ({"OC_S3_BUCKET": ""}, "environment OC_S3_BUCKET: not set, and OC_STORAGE_TYPE=s3 needs it"),
-        ({"OC_STORAGE_USE_BUNDLER": "1"}, "environment OC_STORAGE_USE_BUNDLER: bundling is not available in this version; unset it"),
         ({"OC_STORAGE_TYPE": "gcs"}, "environment OC_STORAGE_TYPE: names no storage type; set it to s3 or file"),
         ({"OC_STORAGE_TYPE": ""}, "environment OC_STORAGE_TYPE: not set beside OC_S3_BUCKET"),
         ({"OC_S3_PREFIX": "../x"}, "environment OC_S3_PREFIX: targets.main.prefix: '../x' is refused"),
@@ -564,6 +567,45 @@ routes:
     assert [step.name for step in settings.routes["other"].transforms] == ["unzip"]
     shown = settings.redacted()["routes"]["default"]["transforms"]
     assert shown[:2] == ["gunzip", {"compress": {"codec": "gzip", "level": None}}]
+
+
+def test_the_seeds_variable_has_bundles_archived(load: Load) -> None:
+    assert load(OC_STORAGE_USE_BUNDLER="true").targets["main"].archive == "zip"
+    assert load(**SEED_S3, OC_STORAGE_USE_BUNDLER="1").targets["main"].archive == "zip"
+    assert load(**SEED_S3, OC_STORAGE_USE_BUNDLER="false").targets["main"].archive is None
+
+
+@pytest.mark.parametrize("format_", FORMATS.names())
+def test_a_target_has_its_bundles_archived(load: Load, format_: str) -> None:
+    settings = load(f"targets: {{main: {{archive: {format_}}}}}\n")
+    assert settings.targets["main"].archive == format_
+    assert settings.redacted()["targets"]["main"]["archive"] == format_
+    (route,) = (make_handlers(settings).resource_fetched.routes).routes
+    (place,) = route.bundle_targets(BundleFacts("test-a"))
+    assert (place.archive, place.archive_key) == (format_, f"bundle_test-a/bundle.{format_}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{main: {archive: zip, layout: oc-v1}}", "no document of oc-v1 lists an archive"),
+        ("{main: {archive: rar}}", "'rar' should be 'zip', 'tar.zst' or 'tar.gz'"),
+        ("{main: {backend: http, base_url: 'http://h/', reads: false, archive: zip}}", "'http' cannot read it back"),
+        ("{main: {backend: http, base_url: 'http://h/', max_connections: 7, archive: zip}}", "set max_connections to 8 or more"),
+        ("{main: {backend: hdfs, url: 'http://h:9870', root: /r, max_connections: 1, archive: zip}}", "set max_connections to 8 or more"),
+    ],
+)  # fmt: skip
+def test_an_archive_that_could_not_be_written_is_refused(load: Load, text: str, expected: str) -> None:
+    told = problems(load, f"targets: {text}\n")
+    assert [line for line in told if line.startswith("t.yaml:1: targets.main.archive: ") and expected in line]
+
+
+def test_an_archive_whose_package_is_missing_is_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "handlers.bundling.tar_zstd", raising=False)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    told = problem(load, "targets: {main: {archive: tar.zst}}\n")
+    assert told.startswith("t.yaml:1: targets.main.archive: archive format 'tar.zst' needs the package")
+    assert "pip install 'transload[transforms]'" in told
 
 
 def test_the_seeds_variable_makes_a_route_unzip(load: Load) -> None:

@@ -52,6 +52,7 @@ ELSEWHERE = {
     "objects.*": "an operator's command; tests/e2e/test_object_commands.py",
     "postgres.*": "as azure; tests/conformance/test_postgres_backend.py",
     "provision.*": "no worker passes it; tests/e2e/test_provision.py",
+    "relay.archive_found.*": "takes an archive of another release; tests/unit/test_bundle_archive.py",
     "sftp.*": "as azure; tests/conformance/test_sftp_backend.py",
     "ledger.probe.*": "takes an outage of the ledger; tests/faults/test_outages.py",
 }
