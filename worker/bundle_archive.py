@@ -90,7 +90,7 @@ async def _written(
     place: BundleTarget, target: StorageBackend, members: Members, attributes: Attributes
 ) -> Receipt:
     try:
-        async with aclosing(_packed(bundle=place, members=members)) as chunks:
+        async with aclosing(_packed(place, members)) as chunks:
             failpoint("relay.archive.before")
             receipt = await target.write(place.archive_key, chunks, attributes)
             failpoint("relay.archive.after")
@@ -112,14 +112,14 @@ async def _written(
     return receipt
 
 
-async def _packed(*, bundle: BundleTarget, members: Members) -> AsyncGenerator[bytes, None]:
-    async with aclosing(archive(bundle.archive, members)) as chunks:
+async def _packed(place: BundleTarget, members: Members) -> AsyncGenerator[bytes, None]:
+    async with aclosing(archive(place.archive, members)) as chunks:
         try:
             async for chunk in chunks:
                 yield chunk
         except ValueError as exc:
             raise CannotArchive(
-                f"the bundle cannot be archived in {bundle.target!r}: {exc}", retryable=False
+                f"the bundle cannot be archived in {place.target!r}: {exc}", retryable=False
             ) from exc
 
 
