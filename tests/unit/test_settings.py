@@ -602,7 +602,8 @@ def test_an_archive_that_could_not_be_written_is_refused(load: Load, text: str, 
 
 def test_an_archive_whose_package_is_missing_is_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "handlers.bundling.tar_zstd", raising=False)
-    monkeypatch.setitem(sys.modules, "zstandard", None)
+    for package in ("backports", "compression"):
+        monkeypatch.setitem(sys.modules, package, None)
     told = problem(load, "targets: {main: {archive: tar.zst}}\n")
     assert told.startswith("t.yaml:1: targets.main.archive: archive format 'tar.zst' needs the package")
     assert "pip install 'transload[transforms]'" in told
