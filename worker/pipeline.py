@@ -4,8 +4,10 @@ Called by worker/settling.py for every delivery. What it raises, worker/disposit
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -18,11 +20,28 @@ from handlers.messages import Command, decode
 from handlers.payload import Before
 from handlers.plan import ClosePlan, Plan, StorePlan
 from worker.budget import Budget
-from worker.delivery import Delivery
 from worker.ledger.base import Ledger, LedgerError
 from worker.ledger.values import Close, Entry, Recorded, StoredObject, StoredResource, Transfer
 from worker.manifest import Manifests
 from worker.queues.base import Ack, Disposition
+
+
+class Delivery(Protocol):
+    """What is worked on: a received message (worker/delivery.py), or one that was never sent (worker/storage)."""
+
+    route: str
+    """Is told the name of the route that is taken."""
+    begun: bool
+    """Is told when work on the payload begins."""
+
+    @property
+    def body(self) -> bytes:
+        """The message."""
+        ...
+
+    def kept_alive(self) -> AbstractAsyncContextManager[None]:
+        """Work in here is ended when it may not be committed any more."""
+        ...
 
 
 class Pipeline:
