@@ -72,8 +72,9 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
         health.schema_current = health.queue_reachable = True
         measured = with_metrics(targets, metrics, uploads=upload_logs(settings))
         measured_staging = with_metrics(staging, metrics, "staging-")
+        budget = make_budget(settings, metrics)
         relay = make_relay(settings, ledger, measured, metrics, publisher)
-        pipeline = await make_pipeline(settings, ledger, measured_staging, measured, metrics, relay.wake)
+        pipeline = await make_pipeline(settings, ledger, measured_staging, measured, budget, relay.wake)
         if admin and settings.admin.enabled:
             server = AdminServer(metrics, health, host=settings.admin.host, port=settings.admin.port)
             stack.callback(server.close)
@@ -179,6 +180,13 @@ async def open_publisher(settings: Settings) -> AsyncIterator[Publisher]:
         await publisher.aclose()
 
 
+def make_budget(settings: Settings, metrics: Metrics) -> Budget:
+    """The memory of all transfers."""
+    budget = Budget(settings.worker.transfer_memory)
+    metrics.transfer_memory_bytes.set_function(lambda: budget.held)
+    return budget
+
+
 def make_relay(
     settings: Settings,
     ledger: Ledger,
@@ -207,14 +215,12 @@ async def make_pipeline(
     ledger: Ledger,
     staging: Mapping[str, StorageBackend],
     targets: Mapping[str, StorageBackend],
-    metrics: Metrics,
+    budget: Budget,
     on_complete: Callable[[], None],
 ) -> Pipeline:
     """The path of messages from `staging` to `targets`. Raises `KeyUnusable`, or a `StorageError`, as `open_keys` does."""
     spool = settings.home / "spool"
     spool.mkdir(parents=True, exist_ok=True)
-    budget = Budget(settings.worker.transfer_memory)
-    metrics.transfer_memory_bytes.set_function(lambda: budget.held)
     return Pipeline(
         ledger=ledger,
         handlers=make_handlers(settings, await open_keys(settings)),

@@ -62,13 +62,14 @@ async def open_parts(storing: Storing) -> AsyncGenerator[Parts, None]:
         targets = await stack.enter_async_context(stores.open_targets(settings, metrics.circuit))
         measured = bootstrap.with_metrics(targets, metrics, uploads=bootstrap.upload_logs(settings))
         measured_staging = bootstrap.with_metrics(staging, metrics, "staging-")
+        budget = bootstrap.make_budget(settings, metrics)
         (source,) = stores.staging_sources(settings)
         yield Parts(
             ledger=ledger,
             staging=measured_staging[source.name],
             source=source,
             pipeline=await bootstrap.make_pipeline(
-                settings, ledger, measured_staging, measured, metrics, _nobody
+                settings, ledger, measured_staging, measured, budget, _nobody
             ),
             retry=RetryPolicy(
                 settings.worker.max_attempts,
