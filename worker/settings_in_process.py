@@ -41,7 +41,9 @@ from worker.settings_schema import Settings
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-TARGET: Final = "main"
+TARGET: Final = "in-process"
+"""Not `main`: a worker that somebody runs on this state does not know the target, and so announces nothing past the hooks."""
+_STAGING: Final = "main"
 CLAIM_SECONDS: Final = 5.0
 """A claim is renewed while it is worked on. When its process dies, the next one waits so long for it."""
 _NO_PAUSE: Final = 0.001
@@ -97,8 +99,8 @@ class Storing:
             # Nobody receives from it: its name is what routes could ask for.
             queue=QueueSettings(type="memory", options=MemoryOptions(name="in-process")),
             staging={
-                TARGET: StagingSettings(
-                    name=TARGET, options=BACKENDS.load("file").Options.model_validate({"root": staging})
+                _STAGING: StagingSettings(
+                    name=_STAGING, options=BACKENDS.load("file").Options.model_validate({"root": staging})
                 )
             },
             targets={TARGET: self.target},

@@ -20,10 +20,12 @@ from handlers.errors import Refused
 from tests.support.storages import Recipe, announced, files, ledger_states, stream
 from worker import manifest, relay, settings_in_process
 from worker.ledger import sql
+from worker.notification import event_id
 from worker.settings_process import WorkerSettings
 from worker.storage import (
     BundleRef,
     BundleResourcesDecorator,
+    BundleStream,
     CompletionPending,
     FileStorage,
     PipelineStorage,
@@ -35,7 +37,6 @@ from worker.storage import (
     UnzipResourceDecorator,
     create_storage_stack,
 )
-from worker.notification import event_id
 from worker.storage.own import OwnStorage
 from worker.storage.stream import bid_of
 
@@ -373,14 +374,18 @@ async def test_two_that_complete_one_bundle_announce_it_once(storage: FileStorag
 
 
 async def test_many_bundles_and_resources_at_once(storage: FileStorage, out: Path, state: Path) -> None:
+    """Through two storages of one folder, as two processes have them."""
+    storages = [storage, FileStorage(out)]
+
     async def one(number: int) -> None:
-        bundle = await storage.start_bundle(BundleRef("u", bid=f"test-{number}"), "fr")
+        bundle = await storages[number % 2].start_bundle(BundleRef("u", bid=f"test-{number}"), "fr")
         await asyncio.gather(
             *(bundle.add_resource(f"{URL}?{n}", None, 200, stream(b"%d/%d" % (number, n))) for n in range(8))
         )
         await bundle.complete({})
 
     await asyncio.gather(*(one(number) for number in range(10)))
+    await storages[1].aclose()
     assert sorted(body["bundle_id"] for body in announced(state)) == sorted(f"test-{n}" for n in range(10))
     assert {body["resources_count"] for body in announced(state)} == {8}
     assert len([name for name in files(out) if name.endswith(".html")]) == 80
@@ -439,6 +444,11 @@ def test_decorators_stack_and_leave_what_is_underneath_as_it_was(out: Path) -> N
         StorageBuilder().build()
 
 
+def test_bundling_is_refused_where_targets_have_no_archive(out: Path) -> None:
+    with pytest.raises(StorageOptionsError, match="leave bundle_resources out"):
+        create_storage_stack(FileStorage(out), bundle_resources=True)
+
+
 @pytest.mark.parametrize("decorator", [UnzipResourceDecorator, BundleResourcesDecorator])
 def test_other_peoples_storages_are_not_decorated(decorator: type) -> None:
     class MyCustomStorage:
@@ -472,7 +482,9 @@ async def test_a_block_that_fails_announces_nothing(storage: FileStorage, out: P
 
 
 async def test_a_bundle_may_be_opened_without_a_block(storage: FileStorage, out: Path) -> None:
-    bundle = await storage.open_bundle("test-s", {"source": "us-fl", "url": URL, "content_type": "text/html"})
+    bundle: BundleStream = await storage.open_bundle(
+        "test-s", {"source": "us-fl", "url": URL, "content_type": "text/html"}
+    )
     for _ in range(3):
         await bundle.write(b"ab")
     await bundle.write_resource(f"{URL}?2", "text/html", 200, stream(b"other"))
@@ -630,7 +642,7 @@ def test_a_folder_that_is_not_to_be_made_has_to_be_there(out: Path) -> None:
     with pytest.raises(StorageOptionsError, match="is not there; make it"):
         FileStorage(out, create_dirs=False)
     out.mkdir()
-    FileStorage(out, create_dirs=False)
+    FileStorage(output_dir=out, create_dirs=False)
 
 
 async def test_a_pipeline_storage_without_a_queue_begins_no_bundle(

@@ -50,6 +50,7 @@ ELSEWHERE = {
     "postgres.*": "as azure; tests/conformance/test_postgres_backend.py",
     "provision.*": "no worker passes it; tests/e2e/test_provision.py",
     "sftp.*": "as azure; tests/conformance/test_sftp_backend.py",
+    "workspace.*": "of a fetcher's own process, no worker's; tests/faults/test_in_process_crash.py",
     "ledger.probe.*": "takes an outage of the ledger; tests/faults/test_outages.py",
 }
 """What no scenario passes, and where it is tried instead."""
