@@ -578,7 +578,8 @@ async def test_a_forgotten_storage_is_closed_and_an_open_bundle_keeps_it(out: Pa
     del bundle
     gc.collect()
     (holding,) = [task for task in asyncio.all_tasks() if task.get_name() == "storage"]
-    await holding
+    async with asyncio.timeout(30):
+        await holding
     assert list((state / "staging").iterdir()) == []
 
 

@@ -11,8 +11,6 @@ from contextlib import suppress
 from worker.settings_in_process import StorageOptionsError, Storing
 from worker.storage.parts import Parts, open_parts
 
-_LONG = 3600.0
-
 
 class Keeper:
     """Opens at the first use, and again after it was closed or its event loop has ended."""
@@ -29,6 +27,7 @@ class Keeper:
         holding = self._holding
         if holding is None or holding.over:
             holding = self._holding = _Holding(self._storing)
+            # It also holds on to the event, and that to the task, which its loop knows only weakly.
             closing = weakref.finalize(self, _close, holding.loop, holding.closing)
             # Loops have ended by then, and with them what was open.
             closing.atexit = False
@@ -71,11 +70,7 @@ async def _hold(storing: Storing, ready: asyncio.Future[Parts], closing: asyncio
     try:
         async with open_parts(storing) as parts:
             ready.set_result(parts)
-            while not closing.is_set():
-                # The loop knows its tasks weakly and its timers well: without one it would forget this task too.
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_LONG):
-                        await closing.wait()
+            await closing.wait()
     except Exception as exc:
         if ready.done():
             raise
