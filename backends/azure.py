@@ -28,11 +28,12 @@ from backends.azure_metadata import (
 from backends.azure_names import check_name
 from backends.azure_read import opened, sha256_of
 from backends.base import Attributes, BackendOptions, Features, ObjectStat, Promise, Receipt, StorageBackend
+from backends.checksums import require_shown
 from backends.errors import Conflict, IntegrityError, NotFound, StorageError, Unavailable, Unsupported
 from backends.failpoints import failpoint
 from backends.wrapper import bare
 
-_FEATURES = Features(attributes=True, server_copy=True)
+_FEATURES = Features(attributes=True, server_copy=True, copy_proves=frozenset({"md5"}))
 
 
 class AzureBackend:
@@ -219,6 +220,7 @@ class AzureBackend:
                 f"{name} has {original.size} bytes and SHA-256 {sha256}, not what was promised"
             )
         md5 = content_md5(original)
+        require_shown(promise.checksums, {"md5": md5.hex()}, name)
         settings = settings_for(attributes, md5)
         copying = Copying(
             str(source.container.blob(source_key).url),

@@ -22,6 +22,7 @@ from typing import ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
+from backends.checksums import Algorithm
 from backends.errors import InvalidKey
 
 CHUNK_SIZE = 1 << 20
@@ -47,6 +48,8 @@ class Features:
     """`delete` works."""
     create_only: bool = True
     """`write` never replaces other content. False only where a store that is not ours gives no way to tell."""
+    copy_proves: frozenset[Algorithm] = frozenset()
+    """The checksums of a `Promise` that `copy_from` can hold the store's own to. It is given no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,8 @@ class Promise:
 
     size: int | None = None
     sha256: str | None = None
+    checksums: Mapping[Algorithm, str] = field(default_factory=dict)
+    """In hex."""
 
 
 class BackendOptions(BaseModel):
@@ -150,11 +155,12 @@ class StorageBackend(Protocol):
 
         `source` may be wrapped (backends/wrapper.py). The receipt's SHA-256 is the store's own of the copy, or one computed
         here where reading is free of network. Where neither can be had, it is the promised one, provided the store shows
-        source and copy to have the same checksum. Size and digest must be the promised ones: `IntegrityError`, and nothing
-        under `key`, otherwise.
+        source and copy to have the same checksum. Size, digest and, of those in `features.copy_proves`, every promised
+        checksum as the store shows it of the source must be the promised ones: `IntegrityError`, and nothing under `key`,
+        otherwise.
 
         Raises `Unsupported`, before anything is written, unless `features.server_copy`, both sides lie in the same store and
-        the copy can be proven so: the caller then streams. Raises `NotFound` when the source is missing, `Conflict`.
+        the copy can be proven so, each promised checksum with it: the caller then streams. Raises `NotFound` when the source is missing, `Conflict`.
         """
         ...
 

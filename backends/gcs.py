@@ -27,6 +27,7 @@ from backends.base import (
     Receipt,
     StorageBackend,
 )
+from backends.checksums import require_shown
 from backends.errors import (
     Conflict,
     IntegrityError,
@@ -44,6 +45,7 @@ from backends.gcs_options import GcsOptions, Tokens
 from backends.gcs_resources import (
     Crc32c,
     check_gcs_key,
+    checksums_of,
     crc32c_in,
     described,
     digest_of,
@@ -91,7 +93,7 @@ class GcsBackend:
     @classmethod
     def features_of(cls, options: BackendOptions) -> Features:  # noqa: ARG003 - the same for all of them
         """Attributes, and copies inside the store."""
-        return Features(attributes=True, server_copy=True)
+        return Features(attributes=True, server_copy=True, copy_proves=frozenset({"crc32c", "md5"}))
 
     @property
     def features(self) -> Features:
@@ -222,6 +224,7 @@ class GcsBackend:
             raise IntegrityError(
                 f"{source.location}{source_key} is not what was promised ({size} bytes, SHA-256 {sha256})"
             )
+        require_shown(promise.checksums, checksums_of(there), f"{source.location}{source_key}")
         try:
             made = await self.bucket.rewrite(
                 origin.bucket, there, resource_of(key, attributes, sha256), doing

@@ -10,6 +10,7 @@ from typing import Any
 import google_crc32c
 
 from backends.base import Attributes, ObjectStat, check_key
+from backends.checksums import Algorithm, in_hex
 from backends.errors import InvalidKey, Unavailable
 from backends.header_metadata import decode_metadata, encode_content_type, encode_metadata
 
@@ -73,6 +74,12 @@ def digest_of(resource: Mapping[str, Any]) -> str | None:
     """The SHA-256 this adapter noted when it wrote the object."""
     noted: str | None = resource.get("metadata", {}).get(DIGEST)
     return noted
+
+
+def checksums_of(resource: Mapping[str, Any]) -> dict[Algorithm, str]:
+    """What GCS itself computed of the object, in hex. Composed objects have no MD5."""
+    named: dict[Algorithm, str | None] = {"crc32c": resource.get("crc32c"), "md5": resource.get("md5Hash")}
+    return {algorithm: in_hex(algorithm, text) for algorithm, text in named.items() if text is not None}
 
 
 class Crc32c:

@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, Self
 
-import obstore
 from obstore.store import S3Store
 
 from backends.base import (
@@ -26,6 +25,7 @@ from backends.base import (
 )
 from backends.errors import (
     Conflict,
+    IntegrityError,
     InvalidKey,
     NotFound,
     PermissionDenied,
@@ -33,15 +33,16 @@ from backends.errors import (
     Unavailable,
     Unsupported,
 )
-from backends.failpoints import failpoint
 from backends.header_metadata import decode_metadata
 from backends.s3_bucket import Bucket, location_of
+from backends.s3_checksums import Proof, proof_of, required_algorithm
 from backends.s3_client import S3Options, clients
 from backends.s3_copy import CopiedParts, Original
 from backends.s3_errors import translated
-from backends.s3_metadata import etag_of, fields_for, headers_for
+from backends.s3_metadata import etag_of, headers_for
 from backends.s3_multipart import MultipartUpload
 from backends.s3_parts import Source, StreamedParts
+from backends.s3_put import Put
 from backends.s3_read import opened
 from backends.wrapper import bare
 
@@ -57,6 +58,7 @@ class S3Backend:
         self.bucket = options.bucket
         self.endpoint: str = client.meta.endpoint_url
         self._bucket = Bucket(client, store, options)
+        self._single = Put(client, store, options)
         self._client = client
         self._store = store
         self._resources = resources
@@ -71,7 +73,7 @@ class S3Backend:
             backend = cls(options, client, store, stack.pop_all())
         try:
             await backend.health()
-            await backend._prove_encryption()
+            await backend._prove_options()
         except BaseException:
             await backend.aclose()
             raise
@@ -88,8 +90,9 @@ class S3Backend:
         of = _own(options)
         return Features(
             attributes=True,
-            server_copy=of.checksums == "when_supported",
+            server_copy=of.modern_checksums,
             create_only=of.conditional_writes == "always",
+            copy_proves=frozenset({"crc32c", "crc64nvme", "md5"}),
         )
 
     @property
@@ -123,17 +126,18 @@ class S3Backend:
         """One PUT for a short stream, else a multipart upload; both only if the key is free."""
         _check(key)
         options = self._options
-        source = Source(chunks)
+        proof = proof_of(options.checksums)
+        source = Source(chunks, proof)
         first = await source.take(options.largest_put)
         if source.ended:
-            return await self._put(key, first, source, attributes)
+            return await self._put(key, first, source, attributes, proof)
         source.give_back(first)
         del first
         parts = StreamedParts(
             source,
             part_size=options.part_size,
             concurrency=options.max_concurrency,
-            checksums=options.checksums == "when_supported",
+            proof=proof,
             seconds=options.request_timeout,
         )
         return await self._upload(key, parts, source, attributes)
@@ -157,6 +161,7 @@ class S3Backend:
             if there is None:
                 raise _retryable(exc) from exc.__cause__
             return replace(there, created=not isinstance(exc, Conflict))
+        await self._require_proven(key, answer, parts.fault(answer))
         return Receipt(
             key, content.size, content.sha256, etag_of(answer.get("ETag")), answer.get("VersionId")
         )
@@ -169,31 +174,36 @@ class S3Backend:
             headers={**headers, **self._options.placement},
             conditional=self._options.conditional_writes == "always",
             seconds=self._options.request_timeout,
+            algorithm=required_algorithm(self._options.checksums),
         )
 
-    async def _put(self, key: str, body: bytes, source: Source, attributes: Attributes) -> Receipt:
-        fields = fields_for(attributes, self._options.storage_class)
+    async def _put(
+        self, key: str, body: bytes, source: Source, attributes: Attributes, proof: Proof
+    ) -> Receipt:
         conditional = self._options.conditional_writes != "never"
         if not conditional and (there := await self._bucket.equal(key, source.size, source.sha256)):
             return there
         try:
             async with self._bucket.request(f"write {self.location}{key}"):
-                failpoint("s3.put.before")
-                answer = await obstore.put_async(
-                    self._store,
-                    key,
-                    body,
-                    attributes=fields,
-                    mode="create" if conditional else "overwrite",
-                    use_multipart=False,
-                )
-                failpoint("s3.put.after")
+                answer = await self._single.send(key, body, attributes, proof, conditional=conditional)
         except Conflict as exc:
             there = await self._bucket.equal(key, source.size, source.sha256)
             if there is None:
                 raise _retryable(exc) from exc.__cause__
             return there
-        return Receipt(key, source.size, source.sha256, etag_of(answer["e_tag"]), answer["version"])
+        await self._require_proven(key, answer, proof.fault(answer, parts=0))
+        return Receipt(key, source.size, source.sha256, etag_of(answer["ETag"]), answer.get("VersionId"))
+
+    async def _require_proven(self, key: str, answer: Mapping[str, Any], fault: str | None) -> None:
+        """Take away what the store has just made, and raise `IntegrityError`, if it says that it is something else."""
+        if fault is None:
+            return
+        error = IntegrityError(f"S3 could not write {self.location}{key}: {fault}; it was removed")
+        try:
+            await self._bucket.remove(key, str(answer.get("ETag", "")))
+        except StorageError as exc:
+            error = IntegrityError(f"S3 could not write {self.location}{key}: {fault}; remove it ({exc})")
+        raise error
 
     async def stat(self, key: str) -> ObjectStat | None:
         """One HEAD request."""
@@ -247,6 +257,7 @@ class S3Backend:
         if not original.size:
             # An upload has no empty parts.
             original.require_size(promise)
+            original.require_checksums(promise)
             return await self.write(key, single(b""), attributes)
         parts = CopiedParts(
             original,
@@ -260,15 +271,20 @@ class S3Backend:
         """HeadBucket: the endpoint answers, the bucket exists, the credentials may list it."""
         await self._bucket.health()
 
-    async def _prove_encryption(self) -> None:
-        """Raise unless the store encrypts as it is asked to; otherwise small objects might lie there as they are."""
-        if self._options.encryption is not None:
-            key = f".transload-{secrets.token_hex(8)}.probe"
-            try:
-                await self._multipart(key, {}).probe()
-            except (PermissionDenied, Unsupported) as exc:
-                wanted = f"encryption: {self._options.encryption}, kms_key_id: {self._options.kms_key_id}"
-                raise type(exc)(f"{exc}; every write asks for {wanted}") from exc
+    async def _prove_options(self) -> None:
+        """Raise unless the store encrypts as it is asked to, and knows the checksum: it may ignore the headers of either."""
+        options = self._options
+        declared = (
+            {} if required_algorithm(options.checksums) is None else proof_of(options.checksums).declared
+        )
+        if options.encryption is None and not declared:
+            return
+        key = f".transload-{secrets.token_hex(8)}.probe"
+        try:
+            await self._multipart(key, {}).probe(declared)
+        except (PermissionDenied, Unsupported) as exc:
+            wanted = f"encryption: {options.encryption}, kms_key_id: {options.kms_key_id}, checksums: {options.checksums}"
+            raise type(exc)(f"{exc}; every write asks for {wanted}") from exc
 
     async def sweep(self, older_than: float, prefix: str = "") -> int:
         """Abort multipart uploads that were begun at least `older_than` seconds ago, whoever began them.

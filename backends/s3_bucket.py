@@ -77,6 +77,13 @@ class Bucket:
             await self._client.delete_object(Bucket=self.name, Key=key)
             failpoint("s3.delete.after")
 
+    async def remove(self, key: str, etag: str) -> None:
+        """Delete what was just written, unless it is something else by now."""
+        async with self.request(f"delete {self.location}{key}"):
+            failpoint("s3.undo.before")
+            await self._client.delete_object(Bucket=self.name, Key=key, IfMatch=etag)
+            failpoint("s3.undo.after")
+
     async def sweep(self, older_than: float, prefix: str) -> int:
         """Abort the multipart uploads that were begun at least `older_than` seconds ago; how many."""
         limit = datetime.now(UTC) - timedelta(seconds=older_than)

@@ -20,6 +20,7 @@ from backends.aws_options import AwsOptions
 from backends.aws_session import open_session
 from backends.base import BackendOptions
 from backends.errors import PermissionDenied
+from backends.s3_checksums import Choice
 
 if TYPE_CHECKING:  # obstore has these names for type checkers only
     from obstore.store import ClientConfig, S3Credential
@@ -45,9 +46,11 @@ class S3Options(BackendOptions, AwsOptions):
         default=None,
         description="Bucket in the path instead of the host name; by default iff `endpoint_url` is set.",
     )
-    checksums: Literal["when_supported", "when_required"] = Field(
+    checksums: Choice = Field(
         default="when_supported",
-        description="`when_required` for stores that refuse checksum headers; the payload is signed instead.",
+        description="What the store verifies of a write. `when_supported`: the SHA-256 of a PUT, the CRC32 of each part. "
+        "`crc32c`, `crc64nvme`: that one, of each part and of the whole. `md5`: Content-MD5, and the ETag at the end. "
+        "`when_required` for stores that refuse checksum headers; the payload is signed instead.",
     )
     conditional_writes: Literal["always", "put", "never"] = Field(
         default="always",
@@ -132,6 +135,11 @@ class S3Options(BackendOptions, AwsOptions):
         return {name: value for name, value in wanted.items() if value is not None}
 
     @property
+    def modern_checksums(self) -> bool:
+        """The store knows the checksum headers that came in 2022, so that it can also prove a copy."""
+        return self.checksums not in {"when_required", "md5"}
+
+    @property
     def by_path(self) -> bool:
         """The effective `path_style`. A dot in the bucket's name breaks the certificate of its host name."""
         return (
@@ -156,7 +164,7 @@ def client_config(options: S3Options) -> AioConfig:
     signed = {"payload_signing_enabled": True} if options.checksums == "when_required" else {}
     return AioConfig(
         s3={**by_name, **signed},
-        request_checksum_calculation=options.checksums,
+        request_checksum_calculation="when_supported" if options.modern_checksums else "when_required",
         response_checksum_validation="when_required",
         max_pool_connections=options.max_connections,
         connect_timeout=options.connect_timeout,

@@ -11,12 +11,14 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.
 import base64
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from backends.base import Promise
+from backends.checksums import Algorithm, require_shown
 from backends.errors import Conflict, IntegrityError, NotFound, Unavailable, Unsupported
 from backends.failpoints import failpoint
+from backends.s3_checksums import shown_by
 from backends.s3_errors import request
 from backends.s3_multipart import MAX_PART_SIZE, InFlight, MultipartUpload, Part
 
@@ -37,6 +39,8 @@ class Original:
     etag: str
     checksum: tuple[str, str] | None
     """Algorithm and value (in base64) of a checksum of the whole object, where the store keeps one."""
+    shown: Mapping[Algorithm, str] = field(default_factory=dict)
+    """All that it tells of the whole object, in hex."""
 
     @classmethod
     def of(cls, bucket: str, key: str, head: Mapping[str, Any]) -> Self:
@@ -44,7 +48,7 @@ class Original:
         known = [name for name in _WHOLE if f"Checksum{name}" in head]
         whole = head.get("ChecksumType") == "FULL_OBJECT" and known
         checksum = (known[0], str(head[f"Checksum{known[0]}"])) if whole else None
-        return cls(bucket, key, head["ContentLength"], head["ETag"], checksum)
+        return cls(bucket, key, head["ContentLength"], head["ETag"], checksum, shown_by(head))
 
     @property
     def name(self) -> str:
@@ -56,6 +60,20 @@ class Original:
             raise IntegrityError(f"{self.name} has {self.size} bytes; promised were {promise.size}")
         if not self.size and promise.sha256 not in {None, hashlib.sha256().hexdigest()}:
             raise IntegrityError(f"{self.name} is empty; promised was the SHA-256 {promise.sha256}")
+
+    def require_checksums(self, promise: Promise) -> None:
+        """Raise `IntegrityError` or `Unsupported` unless the store shows each promised checksum.
+
+        They are the source's. What the copy has is proven by its SHA-256, so that has to be promised with them.
+        """
+        # Most ETags are the MD5, and nothing says which: one that is equal is no accident, one that differs tells nothing.
+        md5 = promise.checksums.get("md5")
+        by_etag: dict[Algorithm, str] = {} if md5 is None or self.etag.strip('"') != md5 else {"md5": md5}
+        require_shown(promise.checksums, {**by_etag, **self.shown}, self.name)
+        if promise.checksums and promise.sha256 is None:
+            raise Unsupported(
+                f"without a promised SHA-256 a copy of {self.name} cannot be proven to be equal"
+            )
 
 
 class CopiedParts:
@@ -76,6 +94,7 @@ class CopiedParts:
         Raises `Unsupported` when the copy could not be proven, `IntegrityError` when its size is not the promised one.
         """
         original.require_size(promise)
+        original.require_checksums(promise)
         self._several = original.size > largest
         self._whole = original.checksum if self._several else None
         if self._several and (self._whole is None or promise.sha256 is None):
@@ -100,6 +119,10 @@ class CopiedParts:
             return {}
         name, value = self._whole
         return {f"Checksum{name}": value, "ChecksumType": "FULL_OBJECT", "MpuObjectSize": self.size}
+
+    def fault(self, answer: Mapping[str, Any]) -> str | None:  # noqa: ARG002 - as StreamedParts has it
+        """None: all is proven before Complete, or by it."""
+        return None
 
     async def send(self, upload: MultipartUpload) -> list[Part]:
         flying = InFlight(self._concurrency)

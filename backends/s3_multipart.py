@@ -8,7 +8,6 @@ carries it, not obstore: obstore abandons the upload when its future is cancelle
 import asyncio
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from backends.cancellation import to_the_end
@@ -53,10 +52,11 @@ class MultipartUpload:
         headers: Mapping[str, Any],
         conditional: bool,
         seconds: float,
+        algorithm: str | None = None,
     ) -> None:
         """`headers` go with the create call, which like every other may take `seconds`.
 
-        `conditional` is whether the store heeds a condition of Complete; otherwise a look has to do.
+        `algorithm` is a checksum that the store has to say it knows wherever it is declared. `conditional` is whether the store heeds a condition of Complete; otherwise a look has to do.
         """
         self.client = client
         self.where = {"Bucket": bucket, "Key": key}
@@ -65,6 +65,7 @@ class MultipartUpload:
         self._headers = headers
         self._condition = {"IfNoneMatch": "*"} if conditional else {}
         self._seconds = seconds
+        self._algorithm = algorithm
         self.completing = False
         """The Complete call was sent: a failure from now on leaves open whether the object is there."""
 
@@ -78,15 +79,16 @@ class MultipartUpload:
         try:
             answer = await asyncio.shield(created)
             self._require_encryption(answer)
+            self._require_algorithm(parts.declared, answer)
             return await self._complete(await parts.send(self), parts.closing())
         except BaseException as exc:
             await to_the_end(self._abort(created, exc))
             raise
 
-    async def probe(self) -> None:
-        """Begin the upload and abort it. Raises what the store has against the headers."""
+    async def probe(self, declared: Mapping[str, Any]) -> None:
+        """Begin the upload and abort it. Raises what the store has against the headers, or against what is `declared`."""
         with suppress(_Enough):
-            await self.run(_NoParts())
+            await self.run(_NoParts(declared))
 
     async def _create(self, declared: Mapping[str, Any]) -> Mapping[str, Any]:
         async with request(f"begin the upload of {self.name}", self._seconds):
@@ -103,6 +105,16 @@ class MultipartUpload:
         wanted = self._headers.get("ServerSideEncryption")
         if wanted is not None and answer.get("ServerSideEncryption") != wanted:
             raise Unsupported(f"{self.name}: the store does not encrypt with {wanted}; nothing was written")
+
+    def _require_algorithm(self, declared: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+        """A store that does not know it ignores the headers, and verifies nothing."""
+        wanted = declared.get("ChecksumAlgorithm")
+        if (
+            self._algorithm is not None
+            and wanted == self._algorithm
+            and answer.get("ChecksumAlgorithm") != wanted
+        ):
+            raise Unsupported(f"{self.name}: the store does not verify {wanted}; nothing was written")
 
     async def _complete(self, parts: list[Part], closing: Mapping[str, Any]) -> Mapping[str, Any]:
         self.completing = True
@@ -143,13 +155,14 @@ class _Enough(Exception):
 
 
 class _NoParts:
-    declared: Mapping[str, Any] = MappingProxyType({})
+    def __init__(self, declared: Mapping[str, Any]) -> None:
+        self.declared = declared
 
     async def send(self, upload: MultipartUpload) -> list[Part]:  # noqa: ARG002 - it comes to nothing
         raise _Enough
 
     def closing(self) -> Mapping[str, Any]:
-        return self.declared
+        return {}
 
 
 class InFlight:

@@ -1,23 +1,16 @@
 """A stream cut into the parts of one multipart upload, and sent. Called by backends/s3.py only."""
 
-import base64
+import asyncio
 import hashlib
-import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from backends.errors import StorageError
 from backends.failpoints import failpoint
+from backends.s3_checksums import Proof
 from backends.s3_errors import request
 from backends.s3_multipart import MAX_PART_SIZE, MAX_PARTS, InFlight, MultipartUpload, Part
-
-_CHECKSUM: Mapping[str, str] = MappingProxyType({"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"})
-"""Declared when the upload is created: parts with a checksum that was not are an InvalidPart at Complete.
-
-One checksum of the whole object, not one of the parts' checksums, is what a later copy can be compared by.
-"""
 
 
 def part_length(number: int, first: int) -> int:
@@ -34,8 +27,9 @@ def part_length(number: int, first: int) -> int:
 class Source:
     """A stream cut into parts, counted and digested on the way."""
 
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+    def __init__(self, chunks: AsyncIterator[bytes], proof: Proof) -> None:
         self._chunks = chunks
+        self._proof = proof
         self._ahead: deque[memoryview] = deque()
         self._exhausted = False
         self._digest = hashlib.sha256()
@@ -74,6 +68,7 @@ class Source:
                 raise
             else:
                 self._digest.update(chunk)
+                self._proof.update(chunk)
                 self.size += len(chunk)
                 if chunk:
                     self._ahead.append(memoryview(chunk))
@@ -94,46 +89,46 @@ class StreamedParts:
     """What a source still has, as the `Parts` of an upload."""
 
     def __init__(
-        self, source: Source, *, part_size: int, concurrency: int, checksums: bool, seconds: float
+        self, source: Source, *, part_size: int, concurrency: int, proof: Proof, seconds: float
     ) -> None:
-        """`checksums` sends a CRC32 with every part for the store to verify.
+        """`proof` is that of `source`.
 
         `seconds` is what a part of `part_size` bytes may take; larger ones get proportionally more.
         """
         self._source = source
         self._part_size = part_size
         self._budget = part_size * concurrency
-        self._checksums = checksums
+        self._proof = proof
         self._seconds = seconds
+        self._number = 0
 
     @property
     def declared(self) -> Mapping[str, Any]:
-        return _CHECKSUM if self._checksums else {}
+        return self._proof.declared
 
     def closing(self) -> Mapping[str, Any]:
-        return {}
+        return self._proof.closing(self._source.size)
+
+    def fault(self, answer: Mapping[str, Any]) -> str | None:
+        """What is wrong with the answer to Complete."""
+        return self._proof.fault(answer, parts=self._number)
 
     async def send(self, upload: MultipartUpload) -> list[Part]:
         flying = InFlight(self._budget)
-        number = 0
         try:
             while not self._source.ended:
-                number += 1
-                body = await self._source.take(part_length(number, self._part_size))
-                await flying.add(self._part(upload, number, body), len(body))
+                self._number += 1
+                body = await self._source.take(part_length(self._number, self._part_size))
+                await flying.add(self._part(upload, self._number, body), len(body))
             return await flying.all()
         finally:
             await flying.stop()
 
     async def _part(self, upload: MultipartUpload, number: int, body: bytes) -> Part:
-        checksum = {"ChecksumCRC32": _crc32(body)} if self._checksums else {}
+        checksum = await asyncio.to_thread(self._proof.sent, number, body)
         seconds = self._seconds * max(1.0, len(body) / self._part_size)
         async with request(f"write part {number} of {upload.name}", seconds):
             failpoint("s3.part.before")
             answer = await upload.client.upload_part(**upload.where, PartNumber=number, Body=body, **checksum)
             failpoint("s3.part.after")
-        return {"PartNumber": number, "ETag": answer["ETag"], **checksum}
-
-
-def _crc32(data: bytes) -> str:
-    return base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+        return {"PartNumber": number, "ETag": answer["ETag"], **self._proof.named(checksum)}

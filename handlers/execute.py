@@ -5,6 +5,7 @@ few chunks. Staging is read once, however many targets there are, and not at all
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
@@ -13,11 +14,12 @@ from pathlib import Path
 from backends.base import CHUNK_SIZE, Attributes, Promise, Receipt, StorageBackend, single
 from backends.errors import Conflict, NotFound, Unsupported
 from backends.wrapper import bare
-from handlers import sidecar
+from handlers import dedup, sidecar
 from handlers.fan_out import FanOut
 from handlers.naming import resource_name
 from handlers.payload import Before, Digest, checked, metered, opened
 from handlers.plan import StorePlan, Write
+from handlers.stored_metadata import of_entry, stamped
 from handlers.transforms.base import Meter, Part, Transform, Work, transformed
 from handlers.transforms.names import Paths
 from handlers.transforms.registry import ALWAYS
@@ -63,18 +65,26 @@ async def execute(
     targets: Mapping[str, StorageBackend],
     placed: Callable[[Placement], Awaitable[None]] | None = None,
     spool: Path = Path(),
+    clock: Callable[[], float] = time.time,
+    known: dedup.Known | None = None,
 ) -> Executed:
     """Write the payload to every target of the plan; returns when each has it, durably, or has failed.
 
     Doing it again after a crash at any point finds identical objects and gives the same placements. `placed` is told of each
-    target that has an untransformed payload while others are still at work. `spool` is a directory for the transforms' files.
+    target that has an untransformed payload while others are still at work. `spool` is a directory for the transforms' files;
+    `clock` gives seconds since the epoch, for when something is stored. With `known`, a payload that was stored before is
+    referred to: its placement names the key it has.
 
     Raises `PayloadMissing`, `IntegrityError` (nothing lies under the final names then), `Refused` (whole entries of an archive
     may lie there), and whatever else reading raises.
     """
-    run = _Run(plan, staging[plan.source.staging], targets, placed)
+    run = _Run(plan, staging[plan.source.staging], targets, placed, clock)
     if plan.transforms:
         await run.transform(spool)
+    elif known is not None:
+        # Nothing is copied by the store: what others will refer to has its digest from the bytes that went by.
+        await run.refer(known)
+        await run.stream()
     else:
         await run.copy()
         await run.stream()
@@ -90,8 +100,10 @@ class _Run:
         staging: StorageBackend,
         targets: Mapping[str, StorageBackend],
         placed: Callable[[Placement], Awaitable[None]] | None,
+        clock: Callable[[], float],
     ) -> None:
         self._plan = plan
+        self._clock = clock
         self._staging = staging
         self._targets = targets
         self._placed = placed
@@ -125,6 +137,8 @@ class _Run:
         target = self._targets[write.target]
         if not (write.server_copy and target.features.server_copy):
             return False
+        if not target.features.copy_proves.issuperset(self._plan.source.checksums):
+            return False
         size = self._plan.source.size
         if size is not None and size <= CHUNK_SIZE:
             # Read and written in fewer calls than any store needs to copy and prove it.
@@ -135,14 +149,30 @@ class _Run:
 
     async def _copy(self, write: Write) -> None:
         source, target = self._plan.source, self._targets[write.target]
-        promise = Promise(source.size, source.sha256)
+        promise = Promise(source.size, source.sha256, source.checksums)
+        attributes = stamped(write.attributes, self._clock())
         try:
-            receipt = await target.copy_from(self._staging, source.key, write.key, write.attributes, promise)
+            receipt = await target.copy_from(self._staging, source.key, write.key, attributes, promise)
         except (Unsupported, NotFound):
             return  # the stream finds out, and says whose fault it is
         except Exception as exc:  # noqa: BLE001 - as in `_write`
             self._misses[write.target] = Miss(write, exc)
         else:
+            await self._copied(write, Placement(write.target, receipt))
+
+    async def refer(self, known: dedup.Known) -> None:
+        """Leave the payload where targets have it already."""
+        source, contents = await dedup.contents(self._plan.source, self._staging, known)
+        # What is still to be written has to be what was compared.
+        self._plan = replace(self._plan, source=source)
+        async with asyncio.TaskGroup() as group:
+            for write in self._plan.writes:
+                if (content := contents.get(write.target)) is not None:
+                    group.create_task(self._refer(write, content))
+
+    async def _refer(self, write: Write, content: Receipt) -> None:
+        receipt = await dedup.usable(self._targets[write.target], write.key, content)
+        if receipt is not None:
             await self._copied(write, Placement(write.target, receipt))
 
     async def stream(self) -> None:
@@ -162,7 +192,9 @@ class _Run:
         plan = self._plan
         if not plan.writes:
             return
-        work = Work(Meter(plan.limits), spool, f"{plan.command.bundle.bid}/{plan.resource_id}")
+        paths = Paths()
+        identity = f"{plan.command.bundle.bid}/{plan.resource_id}"
+        work = Work(Meter(plan.limits), spool, identity, settle=paths.settle)
         if any(transform.early for transform in plan.transforms):
             await self._prove()
         before = await self._through(plan.transforms, work)
@@ -179,7 +211,7 @@ class _Run:
 
     async def _through(self, transforms: Sequence[Transform], work: Work) -> Before:
         """Write all parts to the targets, until none is left; what the payload was."""
-        plan, digest, paths = self._plan, Digest(), Paths()
+        plan, digest = self._plan, Digest()
         steps: dict[str, None] = {}
         notes: dict[str, None] = {}
         async with (
@@ -190,7 +222,7 @@ class _Run:
             async for part in parts:
                 steps |= dict.fromkeys(part.steps)
                 notes |= dict.fromkeys(part.notes[: _NOTES - len(notes)])
-                placed = paths.settle(part)
+                placed = work.settle(part)
                 try:
                     await self._deliver(
                         [_of_part(write, placed) for write in self._left()], part.chunks, self._kept
@@ -209,7 +241,7 @@ class _Run:
     async def _prove(self) -> None:
         """Read the payload once more, only to see whether it is what was promised."""
         source = self._plan.source
-        if source.size is None and source.sha256 is None:
+        if not source.promises:
             return
         async with opened(source, self._staging) as chunks, aclosing(checked(chunks, source)) as payload:
             async for _ in payload:
@@ -245,8 +277,9 @@ class _Run:
             raise fan_out.error
 
     async def _write(self, write: Write, chunks: AsyncIterator[bytes], done: "Done") -> None:
+        attributes = stamped(write.attributes, self._clock())
         try:
-            receipt = await self._targets[write.target].write(write.key, chunks, write.attributes)
+            receipt = await self._targets[write.target].write(write.key, chunks, attributes)
         except Exception as exc:  # noqa: BLE001 - one target's fault, whatever it is, is not the other targets'
             self._misses[write.target] = Miss(write, exc)
         else:
@@ -258,8 +291,8 @@ class _Run:
 
     async def _copied(self, write: Write, placement: Placement) -> None:
         """The payload is there as it was staged: add what goes beside it."""
-        facts = sidecar.of_object(self._plan.command, placement.receipt)
-        if not await self._beside(write, single(facts)):
+        facts = sidecar.of_object(self._plan.command, placement.receipt, self._clock())
+        if not await self._beside(write, single(facts), placement.receipt.sha256):
             return
         self._placements[write.target] = [placement]
         if self._placed is not None and len(self._placements) + len(self._misses) < len(self._plan.writes):
@@ -269,20 +302,25 @@ class _Run:
         """All parts are there: add what goes beside them."""
         placements = self._placements[write.target]
         if not before.steps:
-            facts = sidecar.of_object(self._plan.command, placements[0].receipt, before.notes)
+            facts = sidecar.of_object(self._plan.command, placements[0].receipt, self._clock(), before.notes)
             await self._beside(write, single(facts))
             return
         parts = ((placed.member, placed.receipt) for placed in placements)
-        await self._beside(write, sidecar.of_parts(self._plan.command, asdict(before), parts))
+        if len(placements) == 1:
+            write = _renamed(write, placements[0].receipt.key)
+        await self._beside(write, sidecar.of_parts(self._plan.command, asdict(before), parts, self._clock()))
 
-    async def _beside(self, write: Write, facts: AsyncIterator[bytes]) -> bool:
-        """Whether the facts lie where they have to, if they have to lie anywhere."""
+    async def _beside(self, write: Write, facts: AsyncIterator[bytes], sha256: str | None = None) -> bool:
+        """Whether the facts lie where they have to, if they have to lie anywhere. `sha256`: of the payload they are about."""
         if write.sidecar_key is None:
             return True
         try:
-            await self._targets[write.target].write(write.sidecar_key, facts, _JSON)
-        except Conflict:
-            pass  # the payload is the same; when only its description differs, the first one stays, as with attributes
+            try:
+                await self._targets[write.target].write(write.sidecar_key, facts, _JSON)
+            except Conflict:
+                # The payload is the same; when only its description differs, the first one stays, as with attributes.
+                if sha256 is not None and self._plan.deduplicate:
+                    await dedup.check_facts(self._targets[write.target], write.sidecar_key, sha256)
         except Exception as exc:  # noqa: BLE001 - as in `_write`
             self._misses[write.target] = Miss(write, exc)
             return False
@@ -321,6 +359,7 @@ def _whole(plan: StorePlan, chunks: AsyncIterator[bytes]) -> Part:
         label=resource_name(resource.url),
         content_type=resource.content_type,
         content_encoding=_content_encoding(resource.meta),
+        size=plan.source.size,
     )
 
 
@@ -336,11 +375,23 @@ def _of_part(write: Write, part: Part) -> Write:
     """The write of one part in place of the payload's."""
     attributes = write.attributes
     if part.steps:
-        member = {"member": part.member} if part.path else {}
-        attributes = Attributes(part.content_type, {**attributes.metadata, **member})
+        named = {**attributes.metadata}
+        if part.path:
+            named |= {"member": part.member, "uuid": of_entry(named["uuid"], part.member)}
+        attributes = Attributes(part.content_type, named)
     return replace(
         write, key=part.key(write.key), sidecar_key=None, attributes=attributes, member=part.member
     )
+
+
+def _renamed(write: Write, key: str) -> Write:
+    """The write whose sidecar has the name that the payload was given on its way; that of many has the name they came with."""
+    folder, _, name = write.key.rpartition("/")
+    now_folder, _, now = key.rpartition("/")
+    if write.sidecar_key is None or now_folder != folder:
+        return write
+    beside, slash, sidecar_name = write.sidecar_key.rpartition("/")
+    return replace(write, sidecar_key=f"{beside}{slash}{sidecar_name.replace(name, now)}")
 
 
 _JSON = Attributes("application/json")

@@ -4,7 +4,7 @@ Called by handlers/layouts.py, and through it by worker/settings_places.py, whic
 
 What a template that is accepted promises, whatever recipes, URLs and metadata hold: no two resources, nor two bundles, share
 a key; no key is also the folder of another one; every key is ASCII, within the limits of stores, and engines that read
-partitions see payloads only, because manifests and sidecars have names with `_` in front and payloads never do.
+partitions see payloads only, because manifests, archives and sidecars have names with `_` in front and payloads never do.
 
 Spark overlooks such names but for those that hold a `=` or begin with `_metadata` or `_common_metadata`
 (`HadoopFSUtils.shouldFilterOutPathName`); ours never do.
@@ -62,7 +62,14 @@ class TemplateLayout:
 
     def manifest_key(self, bundle: BundleFacts) -> str:
         """`{prefix}/_bundles/{day}/_{bid}.json`."""
-        return _join(self.prefix, _MANIFESTS, day_of(bundle.bid), f"_{encode(bundle.bid, 104)}.json")
+        return self._beside(bundle, "json")
+
+    def archive_key(self, bundle: BundleFacts, suffix: str) -> str:
+        """Beside the manifest: `{prefix}/_bundles/{day}/_{bid}.zip`."""
+        return self._beside(bundle, suffix)
+
+    def _beside(self, bundle: BundleFacts, suffix: str) -> str:
+        return _join(self.prefix, _MANIFESTS, day_of(bundle.bid), f"_{encode(bundle.bid, 104)}.{suffix}")
 
 
 def parse(text: str) -> tuple[Segment, ...]:

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from handlers.layout_fields import BundleFacts, ResourceFacts
+from handlers.bus_layout import BusLayout
+from handlers.layout_fields import FIELDS, BundleFacts, ResourceFacts
 from handlers.layout_templates import TemplateLayout, opening, parse
 
 __all__ = [
+    "BUS",
     "BundleFacts",
     "FolderLayout",
     "Layout",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 SEED: Final = "oc"
+BUS: Final = "oc-v1"
 
 TEMPLATES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -55,10 +58,14 @@ class Layout(Protocol):
         """Where the bundle's manifest lies."""
         ...
 
+    def archive_key(self, bundle: BundleFacts, suffix: str) -> str:
+        """Where an archive of all the bundle's resources lies; `suffix` is `zip` and the like. Nothing else has that key."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectLayout:
-    """`{prefix}/bundles/{bid}/resources/{name}` and `{prefix}/bundles/{bid}/metadata.json`."""
+    """`{prefix}/bundles/{bid}/resources/{name}`, `{prefix}/bundles/{bid}/metadata.json` and `…/resources.zip`."""
 
     prefix: str = ""
 
@@ -74,10 +81,13 @@ class ObjectLayout:
     def manifest_key(self, bundle: BundleFacts) -> str:
         return _join(self.prefix, "bundles", bundle.bid, "metadata.json")
 
+    def archive_key(self, bundle: BundleFacts, suffix: str) -> str:
+        return _join(self.prefix, "bundles", bundle.bid, f"resources.{suffix}")
+
 
 @dataclass(frozen=True, slots=True)
 class FolderLayout:
-    """`{prefix}/bundle_{bid}/{name}`, `{name}.meta` beside it, and `{prefix}/bundle_{bid}/bundle.meta`."""
+    """`{prefix}/bundle_{bid}/{name}`, `{name}.meta` beside it, `{prefix}/bundle_{bid}/bundle.meta` and `…/bundle.zip`."""
 
     prefix: str = ""
 
@@ -93,17 +103,24 @@ class FolderLayout:
     def manifest_key(self, bundle: BundleFacts) -> str:
         return _join(self.storage_key(bundle), "bundle.meta")
 
+    def archive_key(self, bundle: BundleFacts, suffix: str) -> str:
+        # No resource's: those end in the resource's id, or have a dot behind it.
+        return _join(self.storage_key(bundle), f"bundle.{suffix}")
+
 
 def make_layout(spec: str, prefix: str, *, keeps_attributes: bool) -> Layout:
     """The layout called `spec`, or of that template; without `keeps_attributes` the facts about a resource lie beside it.
 
-    `oc`, the default: objects where the store keeps attributes with them, folders with sidecars elsewhere.
+    `oc`, the default: objects where the store keeps attributes with them, folders with sidecars elsewhere. `oc-v1` has sidecars
+    everywhere.
 
     Raises `ValueError` as `check_layout` does.
     """
     check_layout(spec)
     if spec == SEED:
         return ObjectLayout(prefix) if keeps_attributes else FolderLayout(prefix)
+    if spec == BUS:
+        return BusLayout(prefix)
     return TemplateLayout(parse(TEMPLATES.get(spec, spec)), prefix, sidecars=not keeps_attributes)
 
 
@@ -111,8 +128,8 @@ def check_layout(spec: str) -> str:
     """`spec` itself, if it is a layout's name or a template; else `ValueError`, with what is wrong and what to do."""
     if "{" in spec or "}" in spec:
         parse(spec)
-    elif spec != SEED and spec not in TEMPLATES:
-        names = sorted([SEED, *TEMPLATES])
+    elif spec not in {SEED, BUS} and spec not in TEMPLATES:
+        names = sorted([SEED, BUS, *TEMPLATES])
         close = difflib.get_close_matches(spec, names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(names)}, or a template"
         raise ValueError(f"no layout has that name; {hint}")
@@ -133,6 +150,8 @@ def _opening(spec: str) -> list[frozenset[str]]:
     # Both seed layouts, `bundles/…` and `bundle_…`: which one it is depends on the target.
     if spec == SEED:
         return [frozenset(letter) for letter in "bundle"] + [frozenset("s_")]
+    if spec == BUS:
+        return [FIELDS["recipe_id"].alphabet]
     return opening(parse(TEMPLATES.get(spec, spec)))
 
 

@@ -13,12 +13,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from backends.checksums import Algorithm, in_hex
 from handlers.bids import is_bid
 from handlers.errors import Refused
 
@@ -56,6 +58,9 @@ Name = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_one_l
 Url = Annotated[str, Field(max_length=8192), AfterValidator(_one_line)]
 Count = Annotated[int, Field(ge=0, le=10_000_000)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Crc32c = Annotated[str, Field(max_length=64), AfterValidator(partial(in_hex, "crc32c"))]
+Crc64nvme = Annotated[str, Field(max_length=64), AfterValidator(partial(in_hex, "crc64nvme"))]
+Md5 = Annotated[str, Field(max_length=64), AfterValidator(partial(in_hex, "md5"))]
 
 
 class _Model(BaseModel):
@@ -98,6 +103,24 @@ class Resource(_Model):
     meta: dict[str, Any] = Field(default_factory=dict, description="Free-form, kept with the resource.")
 
 
+class Checksums(_Model):
+    """What stores and tools tell of the bytes besides SHA-256; kept in lower-case hex."""
+
+    crc32c: Crc32c | None = Field(default=None, description="4 bytes, highest first, in base64 or hex.")
+    crc64nvme: Crc64nvme | None = Field(default=None, description="8 bytes, highest first, in base64 or hex.")
+    md5: Md5 | None = Field(default=None, description="16 bytes, in base64 or hex.")
+
+    @property
+    def given(self) -> dict[Algorithm, str]:
+        """Those that are promised, by name."""
+        named: dict[Algorithm, str | None] = {
+            "crc32c": self.crc32c,
+            "crc64nvme": self.crc64nvme,
+            "md5": self.md5,
+        }
+        return {name: text for name, text in named.items() if text is not None}
+
+
 class Payload(_Model):
     """Where the bytes wait."""
 
@@ -108,6 +131,14 @@ class Payload(_Model):
         default=None, description="In bytes; checked when given."
     )
     sha256: Sha256 | None = Field(default=None, description="Lower-case hex; checked when given.")
+    checksums: Checksums | None = Field(
+        default=None, description="Of the same bytes; each is checked when given."
+    )
+
+    @property
+    def promised(self) -> Mapping[Algorithm, str]:
+        """The checksums besides SHA-256, in hex."""
+        return {} if self.checksums is None else self.checksums.given
 
 
 class ResourceFetched(_Model):
@@ -122,8 +153,13 @@ class ResourceFetched(_Model):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the same `id` announces something else; where the payload is staged does not matter."""
-        return _digest(self.type, self.bundle.bid, self.resource.url, self.payload.size, self.payload.sha256)
+        """Changes when the same `id` announces something else; where the payload is staged does not matter.
+
+        Beside a SHA-256 other checksums say nothing new, so that one who learns to send them announces the same as before.
+        """
+        payload = self.payload
+        known_by = [payload.promised] if payload.promised and payload.sha256 is None else []
+        return _digest(self.type, self.bundle.bid, self.resource.url, payload.size, payload.sha256, *known_by)
 
 
 class BundleClosed(_Model):

@@ -1,12 +1,13 @@
 """Reads a payload from staging and holds it to what was promised of it. Called by handlers/execute.py."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from backends.base import StorageBackend
+from backends.checksums import running
 from backends.errors import IntegrityError, NotFound
 from handlers.errors import PayloadMissing
 from handlers.plan import Source
@@ -26,12 +27,9 @@ class Digest:
     size: int = 0
     _sha256: "hashlib._Hash" = field(default_factory=sha256)
 
-    async def update(self, chunk: bytes) -> None:
+    def update(self, chunk: bytes) -> None:
         self.size += len(chunk)
-        if len(chunk) <= _INLINE_HASH:
-            self._sha256.update(chunk)
-        else:
-            await asyncio.to_thread(self._sha256.update, chunk)
+        self._sha256.update(chunk)
 
     @property
     def sha256(self) -> str:
@@ -72,19 +70,24 @@ class opened:  # noqa: N801 - used as a function: an async context manager witho
 async def checked(
     chunks: AsyncIterator[bytes], source: Source, digest: Digest | None = None
 ) -> AsyncGenerator[bytes, None]:
-    """The same chunks; raises `IntegrityError` instead of ending when size or SHA-256 are not as promised.
+    """The same chunks; raises `IntegrityError` instead of ending when size, SHA-256 or a checksum are not as promised.
 
-    A backend that is fed by it therefore never commits a wrong payload. With a `digest` both are computed in any case.
+    A backend that is fed by it therefore never commits a wrong payload. With a `digest` size and SHA-256 are computed in any
+    case.
     """
     size = 0
     if digest is None and source.sha256 is not None:
         digest = Digest()
+    sums = {algorithm: running(algorithm) for algorithm in source.checksums}
+    updates = [each.update for each in (digest, *sums.values()) if each is not None]
     async for chunk in chunks:
         size += len(chunk)
         if source.size is not None and size > source.size:
             raise IntegrityError(f"payload {source.key!r} is longer than the {source.size} bytes promised")
-        if digest is not None:
-            await digest.update(chunk)
+        if updates and len(chunk) > _INLINE_HASH:
+            await asyncio.to_thread(_update, updates, chunk)
+        else:
+            _update(updates, chunk)
         yield chunk
     if source.size is not None and size != source.size:
         raise IntegrityError(f"payload {source.key!r} has {size} bytes; {source.size} were promised")
@@ -92,6 +95,14 @@ async def checked(
         raise IntegrityError(
             f"payload {source.key!r} has SHA-256 {digest.sha256}; {source.sha256} was promised"
         )
+    for algorithm, promised in source.checksums.items():
+        if (found := sums[algorithm].digest().hex()) != promised:
+            raise IntegrityError(f"payload {source.key!r} has {algorithm} {found}; {promised} was promised")
+
+
+def _update(updates: Sequence[Callable[[bytes], None]], chunk: bytes) -> None:
+    for update in updates:
+        update(chunk)
 
 
 async def metered(chunks: AsyncIterator[bytes], meter: Meter) -> AsyncIterator[bytes]:

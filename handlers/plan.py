@@ -3,15 +3,17 @@
 `transload explain` prints these plans; the tests of the handlers compare them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
 from backends.base import Attributes, check_key
+from backends.checksums import Algorithm
 from backends.errors import InvalidKey
 from handlers.errors import Refused
 from handlers.messages import BundleClosed, ResourceFetched
 from handlers.transforms.base import Limits, Transform
+from handlers.transforms.max_size import MaxSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,10 @@ class BundleTarget:
     """The bundle is not complete without what belongs there."""
     rank: int = 0
     """The target's place in the configuration; the first required one is announced."""
+    archive: str = ""
+    """The format in which all its resources are archived there once it is complete (handlers/bundling); empty: they are not."""
+    archive_key: str = ""
+    """Where that archive lies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,13 @@ class Source:
     key: str
     size: int | None
     sha256: str | None
+    checksums: Mapping[Algorithm, str] = field(default_factory=dict)
+    """Other checksums that are promised, in hex."""
+
+    @property
+    def promises(self) -> bool:
+        """Whether there is anything to prove."""
+        return self.size is not None or self.sha256 is not None or bool(self.checksums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +108,10 @@ class StorePlan:
     """Between source and writes; with any, the keys of `writes` are where it all begins, and may not be where it ends."""
     limits: Limits = field(default_factory=Limits)
     """Of what the transforms may make of the payload."""
+    max_size: MaxSize | None = None
+    """Of what is stored. Among the transforms already, unless the payload's promised size shows that it is kept."""
+    deduplicate: bool = False
+    """Whether an identical payload that the route has stored may stand for this one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from handlers.messages import ResourceFetched
 from handlers.naming import resource_id, resource_name
 from handlers.plan import Source, StagingSource, StorePlan, Write, find_source
 from handlers.routes import Route, Routes
+from handlers.stored_metadata import planned
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +24,20 @@ class ResourceFetchedHandler:
 
         Raises `Refused` with `staging_not_allowed` or `no_route`.
         """
-        source, key = find_source(self.staging, command.payload.location)
+        payload = command.payload
+        source, key = find_source(self.staging, payload.location)
         route = self.routes.of_resource(command.bundle, command.resource)
         return StorePlan(
             command=command,
             route=route.name,
             resource_id=resource_id(command.resource.url),
-            source=Source(source.name, key, command.payload.size, command.payload.sha256),
+            source=Source(source.name, key, payload.size, payload.sha256, payload.promised),
             writes=tuple(_writes(command, route)),
             bundle_targets=route.bundle_targets(_facts(command)),
-            transforms=route.transforms,
+            transforms=route.transforms_of(command.payload.size),
             limits=route.limits,
+            max_size=route.max_size,
+            deduplicate=route.deduplicate,
         )
 
 
@@ -63,9 +67,9 @@ def _facts(command: ResourceFetched) -> BundleFacts:
 
 
 def _attributes(command: ResourceFetched) -> Attributes:
-    """The seed's user metadata: `url`, `content_type`, `status_code`, each where known."""
+    """The seed's user metadata: `url`, `content_type`, `status_code`, each where known; and the stored metadata."""
     resource = command.resource
-    metadata = {"url": resource.url}
+    metadata = {"url": resource.url, **planned(command)}
     if resource.content_type is not None:
         metadata["content_type"] = resource.content_type
     if resource.status_code is not None:

@@ -14,6 +14,7 @@ from handlers.layouts import BundleFacts, Layout
 from handlers.messages import Bundle, Resource
 from handlers.plan import BundleTarget
 from handlers.transforms.base import Limits, Transform
+from handlers.transforms.max_size import NAME, MaxSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Target:
     """It may copy inside its store what is staged there."""
     rank: int = 0
     """Its place in the configuration: of a bundle's required targets the first one is announced."""
+    archive: str = ""
+    """The format of handlers/bundling in which each bundle is archived there as well; empty: it is not."""
 
     def of_bundle(self, bundle: BundleFacts) -> BundleTarget:
         """Where that bundle lies in it."""
@@ -37,6 +40,8 @@ class Target:
             self.layout.manifest_key(bundle),
             required=self.required,
             rank=self.rank,
+            archive=self.archive,
+            archive_key=self.layout.archive_key(bundle, self.archive) if self.archive else "",
         )
 
 
@@ -74,6 +79,15 @@ class Route:
     transforms: tuple[Transform, ...] = ()
     """What becomes of each payload on its way, in order."""
     limits: Limits = field(default_factory=Limits)
+    max_size: MaxSize | None = None
+    """What `transforms` hold every object to."""
+    deduplicate: bool = False
+    """An identical payload is stored once in each target. Not with transforms."""
+
+    def transforms_of(self, size: int | None) -> tuple[Transform, ...]:
+        """What becomes of a payload of which so many bytes are promised: nothing, where only its size could be amiss and is not."""
+        kept = self.max_size is not None and size is not None and size <= self.max_size.bytes
+        return () if kept and all(step.name == NAME for step in self.transforms) else self.transforms
 
     def bundle_targets(self, bundle: BundleFacts) -> tuple[BundleTarget, ...]:
         """Where that bundle lies in each target."""

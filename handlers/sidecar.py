@@ -1,6 +1,6 @@
 """The facts about one resource, for stores that cannot keep them with the object: the file beside it.
 
-Called by handlers/execute.py. The same bytes on every redo.
+Called by handlers/execute.py. The same bytes on every redo but for `stored_at`, when it was written; the first one stays.
 """
 
 import json
@@ -9,24 +9,25 @@ from typing import Any
 
 from backends.base import Receipt
 from handlers.messages import ResourceFetched
+from handlers.stored_metadata import moment, planned
 
 _AT_ONCE = 256
 """Entries of an archive that are made into text at a time."""
 
 
-def of_object(command: ResourceFetched, receipt: Receipt, notes: Sequence[str] = ()) -> bytes:
-    """Of a payload that was stored as it is."""
+def of_object(command: ResourceFetched, receipt: Receipt, now: float, notes: Sequence[str] = ()) -> bytes:
+    """Of a payload that was stored as it is, at `now`, in seconds since the epoch."""
     noted = {"notes": notes} if notes else {}
-    return _text({**_of_resource(command), **_of_receipt(receipt), **noted})
+    return _text({**_of_resource(command, now), **_of_receipt(receipt), **_promised(command), **noted})
 
 
 async def of_parts(
-    command: ResourceFetched, before: Mapping[str, Any], parts: Iterable[tuple[str, Receipt]]
+    command: ResourceFetched, before: Mapping[str, Any], parts: Iterable[tuple[str, Receipt]], now: float
 ) -> AsyncIterator[bytes]:
     """Of a payload that was transformed: `before` says what it was, `parts` what it became, each with its name in the archive."""
-    payload = {"payload": {"size": before["size"], "sha256": before["sha256"]}}
+    payload = {"payload": {"size": before["size"], "sha256": before["sha256"], **_promised(command)}}
     done = {"transforms": before["steps"], "notes": before["notes"]}
-    head = _text({**_of_resource(command), **payload, **done}).decode().removesuffix("\n}\n")
+    head = _text({**_of_resource(command, now), **payload, **done}).decode().removesuffix("\n}\n")
     pieces = [head, ',\n  "objects": [']
     separator = "\n    "
     for member, receipt in parts:
@@ -40,8 +41,13 @@ async def of_parts(
     yield "".join(pieces).encode()
 
 
-def _of_resource(command: ResourceFetched) -> dict[str, Any]:
+def _of_resource(command: ResourceFetched, now: float) -> dict[str, Any]:
+    known = planned(command)
     return {
+        "uuid": known["uuid"],
+        "created_at": known.get("created_at"),
+        "stored_at": moment(now),
+        "storage_version": known["storage_version"],
         "bid": command.bundle.bid,
         "recipe_id": command.bundle.recipe_id,
         "url": command.resource.url,
@@ -49,6 +55,12 @@ def _of_resource(command: ResourceFetched) -> dict[str, Any]:
         "status_code": command.resource.status_code,
         "meta": command.resource.meta,
     }
+
+
+def _promised(command: ResourceFetched) -> dict[str, Any]:
+    """The checksums that were promised, and so proven."""
+    promised = command.payload.promised
+    return {"checksums": promised} if promised else {}
 
 
 def _of_receipt(receipt: Receipt) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import structlog
 from tests.support.azurite import Azurite, AzuriteEndpoint
 from tests.support.gcs import Gcs, GcsEmulator
 from tests.support.hdfs import Hdfs, HdfsCluster
+from tests.support.helm import Engine, Helm
 from tests.support.localstack import LocalStack, LocalStackEndpoint
 from tests.support.nginx import Nginx, NginxDav
 from tests.support.openssh import OpenSsh, OwnSshd
@@ -92,6 +93,14 @@ def gcs(request: pytest.FixtureRequest) -> GcsEmulator:
 def hdfs(request: pytest.FixtureRequest) -> HdfsCluster:
     """A NameNode and a DataNode. Each test makes a directory of a random name on it."""
     return HdfsCluster(_demand(request, Hdfs()).endpoint_url)
+
+
+@pytest.fixture(scope="session")
+def helm(request: pytest.FixtureRequest) -> Engine:
+    """Helm's engine and Kubernetes' schemas: renders and judges charts without a cluster."""
+    service = Helm()
+    _demand(request, service)
+    return service.engine
 
 
 @pytest.fixture(autouse=True)

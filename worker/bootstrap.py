@@ -73,10 +73,14 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
         measured = with_metrics(targets, metrics, uploads=upload_logs(settings))
         measured_staging = with_metrics(staging, metrics, "staging-")
         budget = make_budget(settings, metrics)
-        relay = make_relay(settings, ledger, measured, metrics, publisher)
-        pipeline = await make_pipeline(settings, ledger, measured_staging, measured, budget, relay.wake)
+        relay = make_relay(settings, ledger, measured, metrics, budget, publisher)
+        pipeline = await make_pipeline(
+            settings, ledger, measured_staging, measured, metrics, budget, relay.wake
+        )
         if admin and settings.admin.enabled:
-            server = AdminServer(metrics, health, host=settings.admin.host, port=settings.admin.port)
+            chosen = settings.admin
+            token = None if chosen.token is None else chosen.token.get_secret_value()
+            server = AdminServer(metrics, health, host=chosen.host, port=chosen.port, token=token)
             stack.callback(server.close)
         yield Service(
             queue=queue,
@@ -192,6 +196,7 @@ def make_relay(
     ledger: Ledger,
     targets: Mapping[str, StorageBackend],
     metrics: Metrics,
+    budget: Budget,
     publisher: Outlet,
 ) -> Relay:
     """A relay that announces through that publisher."""
@@ -207,6 +212,7 @@ def make_relay(
         retry=RetryPolicy(base=settings.relay.retry_base, cap=settings.relay.retry_cap),
         random=random.random,
         metrics=metrics,
+        budget=budget,
     )
 
 
@@ -215,6 +221,7 @@ async def make_pipeline(
     ledger: Ledger,
     staging: Mapping[str, StorageBackend],
     targets: Mapping[str, StorageBackend],
+    metrics: Metrics,
     budget: Budget,
     on_complete: Callable[[], None],
 ) -> Pipeline:
@@ -230,6 +237,7 @@ async def make_pipeline(
         budget=budget,
         spool=spool,
         on_complete=on_complete,
+        on_referred=metrics.referred,
     )
 
 
@@ -329,7 +337,15 @@ def _route(settings: Settings, route: RouteSettings, keys: KeyRing | None) -> Ro
         "content_type": route.content_type,
     }
     targets = tuple(_target(settings, route, name) for name in names)
-    return Route(route.name, targets, Match(asked), steps_of(route, keys), route.limits)
+    return Route(
+        route.name,
+        targets,
+        Match(asked),
+        steps_of(route, keys),
+        route.limits,
+        route.max_size,
+        deduplicate=route.deduplicate,
+    )
 
 
 def _target(settings: Settings, route: RouteSettings, name: str) -> Target:
@@ -342,4 +358,5 @@ def _target(settings: Settings, route: RouteSettings, name: str) -> Target:
         required=name in route.targets,
         server_copy=chosen.server_copy,
         rank=list(settings.targets).index(name),
+        archive=chosen.archive or "",
     )

@@ -2,19 +2,19 @@
 
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, BinaryIO, Final
 
 import typer
 
 from backends.errors import NotFound, StorageError
-from worker import bootstrap, invocation, objects, render, render_objects
+from worker import bootstrap, invocation, objects, reading_back, render, render_objects
 from worker.invocation import AsJson, Invocation
 from worker.ledger.base import LedgerError
 from worker.ledger.values import AuditRecord
-from worker.objects import Address, Copied, Download, Known
+from worker.objects import Address, Download, Got, Known
 from worker.settings import Settings
 
 _PLACES: Final = "TARGET is a name out of `targets`; staging:NAME is a staging source."
@@ -38,37 +38,54 @@ def get(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="The object as it lies: still encrypted, or the list of its parts.")
+    ] = False,
+    decompress: Annotated[
+        bool, typer.Option("--decompress", help="Undo the compression as well, of zstd or gzip.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Copy an object to a file, and compare it with what the ledger recorded when it was stored.
 
-    The file appears when it is whole, or not at all. Exit status 1 when the object is missing or is not what the ledger says; on
-    standard output it has come out by then.
+    What `max_size` has split is put together again, and what `encrypt` wrote is decrypted with the keys of the settings. The file
+    appears when it is whole, or not at all. Exit status 1 when the object is missing or is not what the ledger says; on standard
+    output it has come out by then.
     """
     if output == "-" and as_json:
         raise typer.BadParameter(
             "the object itself goes to standard output; leave one out", param_hint="--json"
         )
+    if raw and decompress:
+        raise typer.BadParameter("what is decompressed is not as it lies; leave one out", param_hint="--raw")
     settings = Invocation.of(context).settings(quiet=True)
     place, key = _object(address, settings)
-    path = None if output == "-" else objects.destination(Path(output) if output else None, key, force=force)
+    if output and output != "-" and not Path(output).is_dir():
+        # What the file is called is known without a look at the object: nothing is read for one that cannot be written.
+        objects.destination(Path(output), key, force=force)
 
-    async def work() -> tuple[Copied, Known | None, str]:
-        found, unknown = await _known(settings, place, key)
-        stored = None if found is None else found.stored
+    async def work() -> Got:
         async with objects.opened(settings, place) as backend:
-            with render.progress("reading", None if stored is None else stored.size) as advance:
-                if path is None:
-                    got = await objects.copy(backend, key, sys.stdout.buffer, advance)
-                    got.check(place.of(key), stored)
-                else:
-                    with Download(path, force=force).writing() as file:
-                        got = await objects.copy(backend, key, file, advance)
-                        got.check(place.of(key), stored)
-        return got, found, unknown
+            lying = key if raw else await reading_back.located(backend, key)
+            found, unknown = await _known(settings, place, lying)
+            stored = None if found is None else found.stored
+            async with reading_back.content(
+                backend, place, lying, raw=raw, decompress=decompress, keys=settings.encryption
+            ) as content:
+                size = content.size or (None if stored is None else stored.size)
+                path = None
+                if output != "-":
+                    path = objects.destination(Path(output) if output else None, content.name, force=force)
+                with ExitStack() as stack:
+                    advance = stack.enter_context(render.progress("reading", size))
+                    file: BinaryIO = sys.stdout.buffer
+                    if path is not None:
+                        file = stack.enter_context(Download(path, force=force).writing())
+                    copied = await objects.copy(content.chunks, file, advance)
+                    content.lying.facts().check(place.of(lying), stored)
+        return Got(lying, copied, path, content.steps, found, unknown)
 
-    got, found, unknown = invocation.run(work())
-    render_objects.copied(place, key, got, path, found, unknown, as_json=as_json)
+    render_objects.copied(place, invocation.run(work()), as_json=as_json)
 
 
 def ls(
@@ -117,8 +134,9 @@ def stat(context: typer.Context, address: Object, as_json: AsJson = False) -> No
     async def work() -> None:
         async with objects.opened(settings, place) as backend:
             found = await backend.stat(key)
-        if found is None:
-            raise NotFound(f"there is no {place.of(key)}; `transload ls {place.place}` lists what there is")
+            if found is None:
+                lists = f"; `transload ls {place.place}` lists what there is"
+                raise await reading_back.missing(backend, place, key, lists)
         of, unknown = await _known(settings, place, key)
         render_objects.facts(place, found, of, unknown, as_json=as_json)
 
@@ -151,20 +169,22 @@ def rm(
         belongs = f"; {render_objects.told(found)}" if found else ""
         typer.confirm(f"Delete {place.of(key)}, for good{belongs}?", abort=True, err=True)
 
-    async def work() -> bool:
+    async def work() -> NotFound | None:
         async with AsyncExitStack() as stack:
             tell = await _trail(settings, place, key, found, stack, force=force)
             backend = await stack.enter_async_context(objects.opened(settings, place))
-            return await objects.remove(backend, key, tell)
+            if await objects.remove(backend, key, tell):
+                return None
+            return await reading_back.missing(backend, place, key)
 
-    deleted = invocation.run(work())
+    missing = invocation.run(work())
     if as_json:
         bid = None if found is None else found.bid
-        render.print_json({"place": place.place, "key": key, "deleted": deleted, "bid": bid})
-    elif deleted:
+        render.print_json({"place": place.place, "key": key, "deleted": missing is None, "bid": bid})
+    elif missing is None:
         render.say(f"{place.of(key)} is deleted")
-    if not deleted:
-        raise NotFound(f"there is no {place.of(key)}")
+    if missing is not None:
+        raise missing
 
 
 async def _trail(

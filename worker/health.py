@@ -4,6 +4,8 @@ The event loop writes `Health`; `AdminServer` reads it on threads of its own, be
 is wedged. `bootstrap` makes both.
 """
 
+import hmac
+import ipaddress
 import json
 import socket
 import sys
@@ -118,10 +120,15 @@ class Health:
 class AdminServer:
     """Serves `/metrics`, `/livez` and `/readyz` from the moment it is made until `close`."""
 
-    def __init__(self, metrics: Metrics, health: Health, *, host: str, port: int) -> None:
-        """Listen on `host` (an address or `localhost`) and `port`; 0 takes any free one. Raises `AdminError`."""
+    def __init__(
+        self, metrics: Metrics, health: Health, *, host: str, port: int, token: str | None = None
+    ) -> None:
+        """Listen on `host` (an address or `localhost`) and `port`; 0 takes any free one. Raises `AdminError`.
+
+        `/metrics` wants the `token`. Without one it is served on loopback addresses only; the probes answer everybody.
+        """
         try:
-            self._server = _Server(host, port, metrics, health)
+            self._server = _Server(host, port, metrics, health, token)
         except OSError as exc:
             raise AdminError(
                 f"cannot listen on {host}:{port} ({exc.strerror}); "
@@ -142,10 +149,12 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, host: str, port: int, metrics: Metrics, health: Health) -> None:
+    def __init__(self, host: str, port: int, metrics: Metrics, health: Health, token: str | None) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.metrics = metrics
         self.health = health
+        self.credentials = None if token is None else f"Bearer {token}".encode()
+        self.within_reach = host != "localhost" and not ipaddress.ip_address(host).is_loopback
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
@@ -168,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/metrics":
-            self._reply(200, _PLAIN_TEXT, self.server.metrics.render())
+            self._metrics()
         elif path == "/livez":
             self._verdict(self.server.health.live())
         elif path == "/readyz":
@@ -177,6 +186,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(404, "text/plain", b"there are /metrics, /livez and /readyz\n")
 
     do_HEAD = do_GET  # noqa: N815 - the base class looks for this name
+
+    def _metrics(self) -> None:
+        wanted = self.server.credentials
+        if wanted is None and self.server.within_reach:
+            self._reply(403, "text/plain", b"not without a token: set admin.token, or listen on 127.0.0.1\n")
+        elif wanted is not None and not hmac.compare_digest(self._given(), wanted):
+            self._reply(401, "text/plain", b"wants the bearer token of admin.token\n")
+        else:
+            self._reply(200, _PLAIN_TEXT, self.server.metrics.render())
+
+    def _given(self) -> bytes:
+        return str(self.headers.get("Authorization", "")).encode("utf-8", "replace")
 
     def _verdict(self, verdict: Verdict) -> None:
         body = json.dumps({"ok": verdict.ok, "reasons": verdict.reasons}).encode() + b"\n"
@@ -187,6 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Cache-Control", "no-store")
+        if status == 401:
+            self.send_header("WWW-Authenticate", "Bearer")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

@@ -63,6 +63,9 @@ class Metrics:
         self.transfer_bytes = self._counter(
             "transfer_bytes", "Payload bytes; direction: in (read) or out (written).", "backend", "direction"
         )
+        self.deduplicated_bytes = self._counter(
+            "deduplicated_bytes", "Payload bytes that were not written: the target had them.", "target"
+        )
         self.transfer_seconds = self._histogram(
             "transfer_seconds",
             "Seconds of one read or one durable write, from its beginning to its last byte.",
@@ -156,6 +159,10 @@ class Metrics:
         if seen.op in _DIRECTIONS:
             self.transfer_bytes.labels(backend=backend, direction=_DIRECTIONS[seen.op]).inc(seen.size)
             self.transfer_seconds.labels(backend=backend).observe(seen.seconds)
+
+    def referred(self, target: str, size: int) -> None:
+        """The target had a payload of that many bytes already."""
+        self.deduplicated_bytes.labels(target=target).inc(size)
 
     def circuit(self, target: str, state: CircuitState) -> None:
         """The circuit breaker before that target has changed."""

@@ -10,7 +10,7 @@ import secrets
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
@@ -18,6 +18,7 @@ from typing import BinaryIO, Final, Literal
 from backends.base import StorageBackend
 from backends.errors import IntegrityError, StorageError
 from backends.failpoints import failpoint
+from handlers import bus_layout
 from worker import stores
 from worker.ledger.base import Ledger
 from worker.ledger.values import Found, Search, StoredObject
@@ -28,6 +29,8 @@ STAGING: Final = "staging"
 
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 _SIDECAR: Final = ".meta"
+MANY: Final = 100
+"""Nobody counts further how many resources share an object."""
 
 
 class NoSuchPlace(ValueError):
@@ -93,31 +96,56 @@ class Known:
 
     bid: str
     recipe_id: str
-    part: Literal["object", "sidecar", "manifest"]
-    """A payload; the facts beside one; the list of its bundle."""
+    part: Literal["object", "sidecar", "manifest", "archive", "document"]
+    """A payload; the facts beside one; the list of its bundle; all of its bundle in one file; what else is told of that."""
     url: str | None = None
     """Of the resource, where it is one's."""
     stored: StoredObject | None = None
     """What was recorded when it was written; of payloads only."""
+    others: int = 0
+    """Resources besides that one whose payload it is, `MANY` at most: identical ones may have been stored once."""
 
 
 async def known(ledger: Ledger, target: str, key: str) -> Known | None:
     """What the object under that key is to the ledger; None when it has never heard of it. Raises `LedgerError`."""
     if (found := await _first(ledger, Search(target=target, key=key))) is not None:
-        return Known(found.bid, found.recipe_id, "object", found.resource.url, found.resource.objects[0])
-    folder, slash, name = key.rpartition("/")
-    stem = name.removesuffix(_SIDECAR)
-    # Beside `page.html` lies `page.html.meta`, or `_page.html.meta`, by the target's layout.
-    for payload in (stem, stem.removeprefix("_")) if stem != name else ():
-        search = Search(target=target, key=f"{folder}{slash}{payload}")
-        if (found := await _first(ledger, search)) is not None:
+        of = Known(found.bid, found.recipe_id, "object", found.resource.url, found.resource.objects[0])
+        return replace(of, others=await _others(ledger, target, key))
+    for payload in _described_by(key):
+        if (found := await _first(ledger, Search(target=target, key=payload))) is not None:
             return Known(found.bid, found.recipe_id, "sidecar", found.resource.url)
-    found = await _first(ledger, Search(target=target, manifest=key))
-    return None if found is None else Known(found.bid, found.recipe_id, "manifest")
+    if (found := await _first(ledger, Search(target=target, manifest=key))) is not None:
+        return Known(found.bid, found.recipe_id, "manifest")
+    if (found := await _first(ledger, Search(target=target, archive=key))) is not None:
+        return Known(found.bid, found.recipe_id, "archive")
+    if (beside := bus_layout.manifest_beside(key)) is None:
+        return None
+    found = await _first(ledger, Search(target=target, manifest=beside))
+    part: Literal["sidecar", "document"] = "document" if bus_layout.described_by(key) is None else "sidecar"
+    return None if found is None else Known(found.bid, found.recipe_id, part)
+
+
+def _described_by(key: str) -> Iterator[str]:
+    """The keys of payloads that it may be the sidecar of, by the target's layout."""
+    folder, slash, name = key.rpartition("/")
+    if (stem := name.removesuffix(_SIDECAR)) != name:
+        # Beside `page.html` lies `page.html.meta`, or `_page.html.meta`.
+        yield from (f"{folder}{slash}{payload}" for payload in (stem, stem.removeprefix("_")))
+    if (payload := bus_layout.described_by(key)) is not None:
+        yield payload
 
 
 async def _first(ledger: Ledger, search: Search) -> Found | None:
     return await anext(ledger.search(search), None)
+
+
+async def _others(ledger: Ledger, target: str, key: str) -> int:
+    count = -1
+    async for _ in ledger.search(Search(target=target, key=key)):
+        count += 1
+        if count == MANY:
+            break
+    return max(0, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,19 +164,33 @@ class Copied:
             )
 
 
-async def copy(backend: StorageBackend, key: str, file: BinaryIO, advance: Callable[[float], None]) -> Copied:
-    """Write the object to `file`, a chunk at a time. Raises `StorageError`, or `OSError` of the file."""
+@dataclass(frozen=True, slots=True)
+class Got:
+    """What `get` did. `key` is the object it read, `copied` what it wrote."""
+
+    key: str
+    copied: Copied
+    path: Path | None
+    """None for standard output."""
+    steps: tuple[str, ...]
+    """What was undone on the way."""
+    found: Known | None
+    unknown: str
+    """Why nothing is known where `found` is None."""
+
+
+async def copy(chunks: AsyncIterator[bytes], file: BinaryIO, advance: Callable[[float], None]) -> Copied:
+    """Write the chunks to `file`, one at a time. Raises what they raise, or `OSError` of the file."""
     digest, size = sha256(), 0
 
     def take(chunk: bytes) -> None:
         digest.update(chunk)
         file.write(chunk)
 
-    async with backend.open(key) as chunks:
-        async for chunk in chunks:
-            await asyncio.to_thread(take, chunk)
-            size += len(chunk)
-            advance(len(chunk))
+    async for chunk in chunks:
+        await asyncio.to_thread(take, chunk)
+        size += len(chunk)
+        advance(len(chunk))
     await asyncio.to_thread(file.flush)
     return Copied(size, digest.hexdigest())
 

@@ -3,6 +3,7 @@
 Called by worker/settling.py for every delivery. What it raises, worker/disposition.py turns into a fate.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from worker.ledger.base import Ledger, LedgerError
 from worker.ledger.values import Close, Entry, Recorded, StoredObject, StoredResource, Transfer
 from worker.manifest import Manifests
 from worker.queues.base import Ack, Disposition
+from worker.sharing import known_to, referring, shared
 
 
 class Delivery(Protocol):
@@ -58,12 +60,15 @@ class Pipeline:
         budget: Budget,
         spool: Path,
         on_complete: Callable[[], None],
+        clock: Callable[[], float] = time.time,
+        on_referred: Callable[[str, int], None] | None = None,
     ) -> None:
         """`staging` and `targets` hold a connected backend for every name the handlers plan with.
 
         `budget` is the memory all transfers of this process share, `spool` a directory for payloads that have to be read from
         their end.
-        `on_complete` is called when a bundle was completed here.
+        `on_complete` is called when a bundle was completed here, `on_referred` with a target and the bytes it had already. `clock`
+        gives seconds since the epoch.
         """
         self._ledger = ledger
         self._handlers = handlers
@@ -73,7 +78,9 @@ class Pipeline:
         self._budget = budget
         self._spool = spool
         self._on_complete = on_complete
-        self._manifests = Manifests(ledger, targets)
+        self._clock = clock
+        self._on_referred = on_referred
+        self._manifests = Manifests(ledger, targets, budget)
         self._log = structlog.get_logger("pipeline")
 
     async def process(self, delivery: Delivery) -> Disposition:
@@ -154,7 +161,12 @@ class Pipeline:
             await self._ledger.settle(entry, _notes(plan, executed))
             if executed.misses:
                 raise _reason(executed.misses)
-            await self._complete_manifests(command.bundle.bid, {transfer.target for transfer in transfers})
+            # An archive may take long.
+            async with delivery.kept_alive():
+                delivery.begun = True
+                await self._complete_manifests(
+                    command.bundle.bid, {transfer.target for transfer in transfers}
+                )
         await self._ledger.forget_transfers(command.id)
         return Ack()
 
@@ -193,7 +205,14 @@ class Pipeline:
 
         async with delivery.kept_alive(), self._budget.hold(self._memory(plan)):
             delivery.begun = True
-            return await execute(plan, self._staging, self._targets, placed, self._spool)
+            known = known_to(self._ledger, plan)
+            executed = await execute(
+                plan, self._staging, self._targets, placed, self._spool, self._clock, known
+            )
+        if known is not None and self._on_referred is not None:
+            for each in referring(plan, executed.placements):
+                self._on_referred(each.target, each.receipt.size)
+        return executed
 
     def _memory(self, plan: StorePlan) -> int:
         """Bytes its transfer holds at most: what is read ahead, and what each target buffers, but never more than the payload."""
@@ -308,6 +327,7 @@ def _entry(
         resource=_stored(plan, placements, before) if isinstance(plan, StorePlan) else None,
         close=_close(plan) if isinstance(plan, ClosePlan) else None,
         missing=missing,
+        shared=shared(plan, placements),
     )
 
 

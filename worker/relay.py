@@ -17,6 +17,8 @@ from backends.errors import StorageError
 from backends.failpoints import failpoint
 from handlers.plan import BundleTarget
 from worker import notification
+from worker.budget import Budget
+from worker.bundle_archive import CannotArchive
 from worker.disposition import RetryPolicy
 from worker.ledger.base import Ledger, LedgerError
 from worker.ledger.values import BundleRecord, OutboxRow
@@ -26,8 +28,6 @@ from worker.publishers.base import Notification, Outlet
 
 _GATHERING = 0.25
 """Seconds in which finished manifests are gathered for one publication."""
-_FINALIZED_AT_ONCE = 8
-"""Manifests written side by side: each holds one page of resources in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +52,23 @@ class Relay:
         retry: RetryPolicy,
         random: Callable[[], float],
         metrics: Metrics,
+        budget: Budget,
     ) -> None:
-        """`retry.max_attempts` does not apply: a completion is never given up, only parked when it is refused."""
+        """`retry.max_attempts` does not apply: a completion is never given up, only parked when it is refused.
+
+        `budget` is the memory that archives share with all transfers of the process.
+        """
         self._ledger = ledger
         self._publisher = publisher
-        self._manifests = Manifests(ledger, targets)
+        self._manifests = Manifests(ledger, targets, budget)
         self._settings = settings
         self._retry = retry
         self._random = random
         self._metrics = metrics
         self._due = asyncio.Event()
         self._stopping = False
+        self._in_hand = 0
+        """Rows that are claimed and neither announced nor put back."""
         self._log = structlog.get_logger("relay")
 
     def wake(self) -> None:
@@ -70,36 +76,75 @@ class Relay:
         self._due.set()
 
     def stop(self) -> None:
-        """End `run` after the round under way."""
+        """End `run` after the rounds under way."""
         self._stopping = True
         self._due.set()
 
     async def run(self) -> None:
-        """Announce until told to stop. A ledger that does not answer is asked again after a pause."""
-        while not self._stopping:
-            self._due.clear()
-            try:
-                busy = await self.announce_due()
-            except LedgerError as exc:
-                self._log.warning("outbox not readable", error=str(exc))
-                busy = 0
-            if not busy and not self._stopping:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._settings.poll_interval):
-                        await self._due.wait()
+        """Announce until told to stop. A ledger that does not answer is asked again after a pause.
+
+        A round may wait long for an archive; meanwhile others are begun, as long as no more than a batch is in hand.
+        """
+        rounds: set[asyncio.Task[None]] = set()
+        try:
+            while not self._stopping:
+                self._due.clear()
+                rows = await self._claimed()
+                if rows:
+                    newest = asyncio.create_task(self._round(rows), name="relay-round")
+                    rounds.add(newest)
+                    # What becomes due meanwhile is announced together.
+                    await asyncio.wait([newest], timeout=self._settings.poll_interval)
+                elif not self._stopping:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._settings.poll_interval):
+                            await self._due.wait()
+                rounds = self._going_on(rounds)
+            while rounds:
+                await asyncio.wait(rounds, return_when=asyncio.FIRST_COMPLETED)
+                rounds = self._going_on(rounds)
+        finally:
+            for each in rounds:
+                each.cancel()
+            if rounds:
+                await asyncio.wait(rounds)
 
     async def announce_due(self, bid: str | None = None) -> int:
         """One round: claim what is due and announce it, with `bid` only that bundle. How many rows were claimed."""
         rows = await self._ledger.claim(self._settings.batch, self._settings.lease, bid)
         if rows:
-            async with self._held(rows):
-                await self._announce(rows)
+            await self._round(rows)
         return len(rows)
 
+    async def _claimed(self) -> Sequence[OutboxRow]:
+        room = self._settings.batch - self._in_hand
+        if room <= 0:
+            return ()
+        try:
+            return await self._ledger.claim(room, self._settings.lease)
+        except LedgerError as exc:
+            self._log.warning("outbox not readable", error=str(exc))
+            return ()
+
+    def _going_on(self, rounds: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
+        """Those that are not over. Raises what nobody foresaw in the others."""
+        over = {each for each in rounds if each.done()}
+        for each in over:
+            try:
+                each.result()
+            except LedgerError as exc:
+                self._log.warning("outbox not readable", error=str(exc))
+        return rounds - over
+
+    async def _round(self, rows: Sequence[OutboxRow]) -> None:
+        async with self._held(rows):
+            await self._announce(rows)
+
     async def _announce(self, rows: Sequence[OutboxRow]) -> None:
-        gate = asyncio.Semaphore(_FINALIZED_AT_ONCE)
-        finalizing = {asyncio.create_task(self._finalized(row, gate)): row for row in rows}
+        finalizing = {asyncio.create_task(self._finalized(row)): row for row in rows}
         waiting = set(finalizing)
+        left = len(rows)
+        self._in_hand += left
         try:
             while waiting:
                 # Together where they are quick; nobody waits long for a neighbour's long manifest.
@@ -107,7 +152,10 @@ class Relay:
                 # In the order they were completed.
                 finished = [(row, task.result()) for task, row in finalizing.items() if task in done]
                 await self._publish([(row, sendable) for row, sendable in finished if sendable is not None])
+                left -= len(done)
+                self._in_hand -= len(done)
         finally:
+            self._in_hand -= left
             for task in waiting:
                 task.cancel()
             if waiting:
@@ -133,24 +181,23 @@ class Relay:
             self._metrics.outbox_delivery_lag_seconds.observe(max(0.0, time.time() - row.completed_at / 1000))
             self._log.info("bundle published", bid=row.bid, recipe_id=row.recipe_id, event_id=row.event_id)
 
-    async def _finalized(self, row: OutboxRow, gate: asyncio.Semaphore) -> Notification | None:
-        """Write the manifest to every target; None when that has to wait. Whatever is wrong concerns this row only."""
+    async def _finalized(self, row: OutboxRow) -> Notification | None:
+        """Write archive and manifest to every target; None when that has to wait. Whatever is wrong concerns this row only."""
         try:
             sendable = _notification(row)
         except (ValueError, OverflowError) as exc:
             await self._park(row, exc)
             return None
-        async with gate:
-            try:
-                await self._finalize(row)
-            except (StorageError, LedgerError, TargetGone) as exc:
-                await (self._later(row, exc) if exc.retryable else self._park(row, exc))
-            except Exception as exc:  # noqa: BLE001 - a fault nobody foresaw must not take the neighbours along
-                self._log.exception("manifest failed", bid=row.bid)
-                await self._later(row, exc)
-            else:
-                return sendable
-            return None
+        try:
+            await self._finalize(row)
+        except (StorageError, LedgerError, TargetGone, CannotArchive) as exc:
+            await (self._later(row, exc) if exc.retryable else self._park(row, exc))
+        except Exception as exc:  # noqa: BLE001 - a fault nobody foresaw must not take the neighbours along
+            self._log.exception("manifest failed", bid=row.bid)
+            await self._later(row, exc)
+        else:
+            return sendable
+        return None
 
     async def _finalize(self, row: OutboxRow) -> None:
         bundle = await self._ledger.bundle(row.bid)

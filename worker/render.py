@@ -136,6 +136,8 @@ def bundle(record: BundleRecord, resources: Sequence[StoredResource], *, as_json
     for place in record.targets:
         console.print(f"target {place.target}: {place.storage_key}", markup=False, soft_wrap=True)
         console.print(f"manifest: {place.manifest_key}", markup=False, soft_wrap=True)
+        if place.archive:
+            console.print(f"archive: {place.archive_key}", markup=False, soft_wrap=True)
     for resource in resources:
         code = "" if resource.status_code is None else f"  status {resource.status_code}"
         late = "  late: not in the manifest" if resource.late else ""
@@ -232,12 +234,21 @@ def _plan_facts(planned: Plan) -> dict[str, Any]:
         facts["source"] = f"{planned.source.staging}: {planned.source.key}"
         if planned.transforms:
             facts["transforms"] = [{"step": step.name} for step in planned.transforms]
+        if planned.max_size is not None:
+            facts["max_size"] = planned.max_size.model_dump()
+        if planned.deduplicate:
+            facts["deduplicate"] = True
         facts["writes"] = [
             {"target": write.target, "key": write.key, "sidecar": write.sidecar_key}
             for write in planned.writes
         ]
     facts["bundle"] = [
-        {"target": place.target, "storage_key": place.storage_key, "manifest_key": place.manifest_key}
+        {
+            "target": place.target,
+            "storage_key": place.storage_key,
+            "manifest_key": place.manifest_key,
+            **({"archive_key": place.archive_key} if place.archive else {}),
+        }
         for place in planned.bundle_targets
     ]
     return facts

@@ -6,7 +6,6 @@ JSON.
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -16,7 +15,7 @@ from backends.base import ObjectStat
 from worker.bundle_status import BundleStatus
 from worker.ledger.values import Found
 from worker.notification import timestamp
-from worker.objects import Address, Copied, Known
+from worker.objects import MANY, Address, Got, Known
 from worker.redaction import one_line
 from worker.render import out, print_json, say, size
 
@@ -25,32 +24,36 @@ def told(found: Known | None) -> str:
     """What the ledger knows of an object, in a sentence."""
     if found is None:
         return "the ledger does not know it"
-    if found.part == "manifest":
-        return f"it is the manifest of bundle {found.bid}"
+    if found.part in {"manifest", "archive"}:
+        return f"it is the {found.part} of bundle {found.bid}"
+    if found.part == "document":
+        return f"it tells of bundle {found.bid}"
     what = "is" if found.part == "object" else "holds the facts about"
-    return f"it {what} a resource of bundle {found.bid}: {one_line(found.url or '')}"
+    which = f": {one_line(found.url)}" if found.url else ""
+    return f"it {what} a resource of bundle {found.bid}{which}{_sharing(found.others)}"
 
 
-def copied(
-    address: Address,
-    key: str,
-    got: Copied,
-    path: Path | None,
-    found: Known | None,
-    unknown: str,
-    *,
-    as_json: bool,
-) -> None:
-    """What `get` read; without `path` it went to stdout, and so the sentence does not. `unknown`: why nothing is known."""
+def _sharing(others: int) -> str:
+    if not others:
+        return ""
+    more = "at least " if others == MANY else ""
+    return f", and of {more}{others} other resource{'s' if others > 1 else ''} with the same payload"
+
+
+def copied(address: Address, got: Got, *, as_json: bool) -> None:
+    """What `get` read; where that went to stdout, the sentence does not."""
+    found, path = got.found, got.path
     verified = None if found is None or found.stored is None else True
     if as_json:
-        facts = {"place": address.place, "key": key, "file": None if path is None else str(path)}
-        about = {"verified": verified, "bid": None if found is None else found.bid}
-        print_json({**facts, **asdict(got), **about})
+        facts = {"place": address.place, "key": got.key, "file": None if path is None else str(path)}
+        about = {"verified": verified, "bid": None if found is None else found.bid, "steps": got.steps}
+        print_json({**facts, **asdict(got.copied), **about})
         return
-    verdict = f"verified: {told(found)}" if verified else f"not verified: {told(found) if found else unknown}"
+    known = told(found) if found else got.unknown
+    verdict = f"verified: {known}" if verified else f"not verified: {known}"
     where = "" if path is None else f"{path}: "
-    sentence = f"{where}{size(got.size)}, SHA-256 {got.sha256}, {verdict}"
+    done = "".join(f"{step}, " for step in got.steps)
+    sentence = f"{where}{size(got.copied.size)}, SHA-256 {got.copied.sha256}, {done}{verdict}"
     if path is None:
         say(sentence)
     else:

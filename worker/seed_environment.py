@@ -29,8 +29,6 @@ def read_seed_environment(environ: Mapping[str, str]) -> Draft:
     if _is_on(environ, UNZIP):
         draft.values["routes"] = {"default": {"transforms": ["gunzip", "unzip"]}}
         draft.origins["routes", "default", "transforms"] = f"environment {UNZIP}"
-    if _is_on(environ, BUNDLER):
-        _add(draft, BUNDLER, "bundling is not available in this version; unset it")
     kind = environ.get(TYPE)
     if kind == "s3":
         _put_bucket(draft, environ)
@@ -40,6 +38,9 @@ def read_seed_environment(environ: Mapping[str, str]) -> Draft:
         _add(draft, TYPE, "names no storage type; set it to s3 or file")
     elif environ.get(BUCKET) or environ.get(FILE_PATH):
         _add(draft, TYPE, f"not set beside {BUCKET} or {FILE_PATH}; set it to s3 or file")
+    if _is_on(environ, BUNDLER):
+        draft.values.setdefault("targets", {}).setdefault("main", {})["archive"] = "zip"
+        draft.origins["targets", "main", "archive"] = f"environment {BUNDLER}"
     if environ.get(QUEUE_URL):
         _put_publisher(draft, environ)
     return draft

@@ -26,7 +26,14 @@ from worker.publishers.registry import PUBLISHERS
 from worker.queues.base import QueueOptions
 from worker.queues.registry import QUEUES
 from worker.seed_environment import read_seed_environment
-from worker.settings_checks import check_keys, check_layouts, check_overlaps
+from worker.settings_checks import (
+    check_archives,
+    check_bus,
+    check_deduplication,
+    check_keys,
+    check_layouts,
+    check_overlaps,
+)
 from worker.settings_json_schema import json_schema
 from worker.settings_places import (
     HOME_DEFAULTS,
@@ -121,7 +128,10 @@ class _Builder:
         encryption = self._encryption()
         ledger, routes = self._ledger(), self._routes()
         check_layouts(self._draft, targets, routes)
+        check_bus(self._draft, targets, routes)
+        check_archives(self._draft, targets, routes)
         check_keys(self._draft, routes)
+        check_deduplication(self._draft, targets, routes)
         if not (queue and publisher and ledger and worker and relay and housekeeping and admin and logs):
             return None
         if not (audit and cloudwatch and provision):

@@ -1,14 +1,22 @@
-"""What has to hold between sections: no layouts whose keys meet, no staging inside a target. Called by worker/settings.py only."""
+"""What has to hold between sections: layouts that fit their targets, no staging inside a target. Called by worker/settings.py only."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
+from backends.errors import StorageError
 from backends.registry import BACKENDS
-from handlers.layouts import may_meet
+from handlers.bundling.archive import FORMATS
+from handlers.layouts import BUS, may_meet
 from handlers.transforms.registry import KEYED
 from worker.config_file import Draft
 from worker.settings_places import RouteSettings, StagingSettings, TargetSettings
+
+_HOLDING: Final = frozenset({"hdfs", "http"})
+"""Backends whose writes keep their connection while they wait for the next chunk. With too few of them a read would time out."""
+_CONNECTIONS: Final = 8
+"""More than the archives that relay and pipeline write at once (worker/bundle_archive.py): one of them can always read."""
 
 
 def check_layouts(
@@ -30,6 +38,103 @@ def check_layouts(
                         "begin a template with a word of its own, as 'archive/…'",
                     )
             before.setdefault(layout, route.name)
+
+
+def check_bus(
+    draft: Draft, targets: Mapping[str, TargetSettings], routes: Mapping[str, RouteSettings]
+) -> None:
+    """Refuse OC's bus where its pointer to the latest bundle could not be moved."""
+    laid = [(("targets", name, "layout"), name, target.layout) for name, target in targets.items()]
+    for route in routes.values():
+        used = (*route.targets, *route.best_effort)
+        laid += [(("routes", route.name, "layout"), name, route.layout or "") for name in used]
+    for path, name, layout in laid:
+        if layout != BUS or name not in targets:
+            continue
+        features = BACKENDS.load(targets[name].backend).features_of(targets[name].options)
+        if not (features.reads and features.deletes):
+            draft.add(
+                path,
+                f"{BUS} reads and replaces bundle_hashes/_latest, which target {name!r} cannot; choose another layout or target",
+            )
+
+
+def check_deduplication(
+    draft: Draft, targets: Mapping[str, TargetSettings], routes: Mapping[str, RouteSettings]
+) -> None:
+    """Refuse to look for identical payloads where nothing could be found, or what is found could be something else by now."""
+    for route in routes.values():
+        if not route.deduplicate:
+            continue
+        path = ("routes", route.name, "deduplicate")
+        if route.transforms:
+            draft.add(
+                path,
+                "compares payloads as they were staged, and transforms store something else (encrypt makes each copy different "
+                "on purpose); remove one of the two, or give these payloads a route of their own",
+            )
+        elif route.max_size is not None:
+            draft.add(
+                path,
+                "compares payloads as they were staged, and max_size may store them otherwise; remove one of the two",
+            )
+        for name in (*route.targets, *route.best_effort):
+            if name not in targets:
+                continue
+            if (route.layout or targets[name].layout) == BUS:
+                draft.add(
+                    path,
+                    f"lets a bundle refer to an object of another one, and in {BUS} (target {name!r}) all its content lies below "
+                    "its own folder; choose another layout",
+                )
+            features = BACKENDS.load(targets[name].backend).features_of(targets[name].options)
+            if not features.reads:
+                draft.add(
+                    path,
+                    f"target {name!r} cannot be asked whether it still has a payload; give it a route of its own",
+                )
+            elif not features.create_only:
+                draft.add(
+                    path,
+                    f"target {name!r} may replace what others would refer to; give it a route of its own",
+                )
+
+
+def check_archives(
+    draft: Draft, targets: Mapping[str, TargetSettings], routes: Mapping[str, RouteSettings]
+) -> None:
+    """Refuse archives that could not be written, for what goes in is read back, and those that no document would list."""
+    buses = {name for name, target in targets.items() if target.layout == BUS}
+    for route in routes.values():
+        if route.layout == BUS:
+            buses |= {*route.targets, *route.best_effort}
+    for target in targets.values():
+        if target.archive is None:
+            continue
+        path = ("targets", target.name, "archive")
+        if target.name in buses:
+            draft.add(
+                path, f"no document of {BUS} lists an archive; give archives a target with another layout"
+            )
+        try:
+            FORMATS.load(target.archive)
+            features = BACKENDS.load(target.backend).features_of(target.options)
+        except StorageError as exc:
+            draft.add(path, str(exc))
+            continue
+        if not features.reads:
+            draft.add(
+                path,
+                f"an archive is made of what lies in the target, and {target.backend!r} cannot read it back as it is configured; "
+                "remove archive, or choose a target that reads",
+            )
+        connections = target.options.model_dump().get("max_connections")
+        if target.backend in _HOLDING and connections is not None and connections < _CONNECTIONS:
+            draft.add(
+                path,
+                f"{target.backend!r} holds a connection for each archive that is written and one for the member that is read; "
+                f"set max_connections to {_CONNECTIONS} or more",
+            )
 
 
 def check_overlaps(

@@ -6,7 +6,7 @@ worker/settings_schema.py hangs them into the settings. An adapter's own keys ar
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,7 @@ from pydantic import (
     StringConstraints,
     WithJsonSchema,
 )
+from pydantic.config import JsonDict
 
 from backends.base import BackendOptions
 from backends.guards.breaker import BreakerOptions
@@ -26,6 +27,7 @@ from backends.guards.retry import RetryOptions
 from backends.guards.timeouts import TimeoutOptions
 from handlers.layouts import check_layout
 from handlers.transforms.base import Limits
+from handlers.transforms.max_size import MaxSize
 from handlers.transforms.registry import TRANSFORMS
 from worker.publishers.base import PublisherOptions
 from worker.queues.base import QueueOptions
@@ -60,6 +62,11 @@ def _prefix(value: str) -> str:
 def _patterns(value: object) -> object:
     """One pattern may stand alone."""
     return (value,) if isinstance(value, str) else value
+
+
+def _bytes_alone(value: object) -> object:
+    """A number may stand for a mapping with only that."""
+    return value if value is None or isinstance(value, dict | MaxSize) else {"bytes": value}
 
 
 Prefix = Annotated[str, AfterValidator(_prefix)]
@@ -129,9 +136,13 @@ class TargetSettings(_Guarded):
     backend: str = Field(default="file", description="The storage adapter.")
     layout: LayoutSpec = Field(
         default="oc",
-        description="How keys are built below the prefix: `oc`, `hive`, `dated`, or a template as `{recipe_id}/{bid}/{name}`.",
+        description="How keys are built below the prefix: `oc`, `oc-v1`, `hive`, `dated`, or a template as `{recipe_id}/{bid}/{name}`.",
     )
     prefix: Prefix = Field(default="", description="Put before every key.")
+    archive: Literal["zip", "tar.zst", "tar.gz"] | None = Field(
+        default=None,
+        description="Write all resources of a complete bundle there as one file besides, of this format, before it is announced.",
+    )
     server_copy: bool = Field(
         default=True,
         description="Whether a payload that is staged in the same store is copied there, not read and written here.",
@@ -147,6 +158,11 @@ class StepSettings(Section):
 
     name: str
     options: SerializeAsAny[BaseModel]
+
+
+def _or_a_number(schema: JsonDict) -> None:
+    """As `_bytes_alone` has it."""
+    cast("list[JsonDict]", schema["anyOf"]).append({"type": "integer", "minimum": 1})
 
 
 Steps = Annotated[
@@ -202,6 +218,16 @@ class RouteSettings(Section):
         description="What is done to each payload on its way, in order: names, or `{name: {option: value}}`.",
     )
     limits: Limits = Field(default=Limits(), description="What `transforms` may make of one payload.")
+    max_size: Annotated[MaxSize | None, BeforeValidator(_bytes_alone)] = Field(
+        default=None,
+        description="How large an object may be that is stored, after all transforms; a number alone is its `bytes`.",
+        json_schema_extra=_or_a_number,
+    )
+    deduplicate: bool = Field(
+        default=False,
+        description="Whether an identical payload of this route is stored once in each target, and referred to from then on. Not "
+        "with `transforms`.",
+    )
     layout: LayoutSpec | None = Field(
         default=None, description="How keys are built, in place of each target's own `layout`."
     )

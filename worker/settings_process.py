@@ -4,7 +4,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 from sqlalchemy import URL
 
 from backends.aws_options import AwsOptions
@@ -12,16 +12,14 @@ from worker.ledger.urls import ledger_url
 from worker.settings_section import Section
 
 
-def _loopback(value: str) -> str:
-    try:
-        loopback = value == "localhost" or ipaddress.ip_address(value).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise ValueError(
-            "only a loopback address is accepted for now, because the endpoint has no authentication; "
-            "use 127.0.0.1, ::1 or localhost"
-        )
+def _listening_address(value: str) -> str:
+    if value != "localhost":
+        try:
+            ipaddress.ip_address(value)
+        except ValueError as exc:
+            raise ValueError(
+                "not an address to listen on; use 127.0.0.1, ::1, localhost or an address of this host"
+            ) from exc
     return value
 
 
@@ -152,10 +150,17 @@ class AdminSettings(Section):
     """The HTTP endpoint with `/metrics`, `/livez` and `/readyz`."""
 
     enabled: bool = Field(default=True, description="Whether it is served at all.")
-    host: Annotated[str, AfterValidator(_loopback)] = Field(
-        default="127.0.0.1", description="A loopback address; others are refused for now."
+    host: Annotated[str, AfterValidator(_listening_address)] = Field(
+        default="127.0.0.1",
+        description="Address to listen on. On any but a loopback address the probes answer everybody, and `/metrics` only whoever "
+        "has the `token`.",
     )
     port: int = Field(default=9464, ge=0, le=65_535, description="TCP port; 0 takes any free one.")
+    token: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="What `/metrics` then wants as a bearer token, on a loopback address too.",
+    )
 
 
 class LogSettings(Section):

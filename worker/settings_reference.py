@@ -184,7 +184,7 @@ They are honoured only when no file is given; `TRANSLOAD_…` variables still wi
 | `OC_SQS_QUEUE_URL` | the SQS queue completions go to; required with `s3` |
 | `OC_STORAGE_FILE_PATH` | the target's directory, with `file` |
 | `OC_STORAGE_USE_UNZIP` | `transforms` of the route: `[gunzip, unzip]` |
-| `OC_STORAGE_USE_BUNDLER` | not available in this version: true is an error |"""
+| `OC_STORAGE_USE_BUNDLER` | `archive` of the target: `zip` |"""
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from typing import Any
 
 from handlers.transforms.base import Part, Transform, Work
 from handlers.transforms.key_ring import KeyRing, load_ring
+from handlers.transforms.max_size import MaxSize
 from handlers.transforms.registry import KEYED, TRANSFORMS, NoOptions
+from handlers.transforms.size_policy import Ceiling, Split, Squeeze
 from worker.settings import Settings
 from worker.settings_places import RouteSettings, StepSettings
 
@@ -28,8 +30,23 @@ async def open_keys(settings: Settings) -> KeyRing | None:
 
 
 def steps_of(route: RouteSettings, keys: KeyRing | None) -> tuple[Transform, ...]:
-    """The route's transforms, in order."""
-    return tuple(_made(step, keys) for step in route.transforms)
+    """The route's transforms, in order, with those that hold what comes out to its `max_size`."""
+    steps = tuple(_made(step, keys) for step in route.transforms)
+    return steps if route.max_size is None else _limited(steps, route.max_size, keys)
+
+
+def _limited(steps: tuple[Transform, ...], policy: MaxSize, keys: KeyRing | None) -> tuple[Transform, ...]:
+    if policy.over == "split":
+        return (*steps, Split(policy.bytes))
+    ceiling = Ceiling(policy.bytes)
+    if policy.over == "reject":
+        return (*steps, ceiling)
+    # Nothing makes a ciphertext smaller.
+    encrypt: Any = steps[-1] if steps and steps[-1].name == "encrypt" else None
+    before, after = (steps, ()) if encrypt is None else (steps[:-1], steps[-1:])
+    room = policy.bytes if encrypt is None or keys is None else encrypt.room(policy.bytes)
+    compress: Any = TRANSFORMS.load("compress")
+    return (*before, Squeeze(room, compress()), *after, ceiling)
 
 
 def _made(step: StepSettings, keys: KeyRing | None) -> Transform:

@@ -2,10 +2,13 @@
 
 import asyncio
 import hashlib
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
 from backends.base import Attributes, Promise, StorageBackend, single
+from backends.checksums import Algorithm, running
 from backends.errors import Conflict, IntegrityError, InvalidKey, NotFound, Unsupported
 from backends.memory import MemoryBackend, MemoryOptions
 from backends.testing.material import EARLY, LARGE, NOTHING, cancelled_after, each, moments, put, some_bytes
@@ -16,6 +19,13 @@ from backends.wrapper import Wrapper
 def promised(data: bytes) -> Promise:
     """Size and digest of `data`."""
     return Promise(len(data), hashlib.sha256(data).hexdigest())
+
+
+def checksum_of(algorithm: Algorithm, data: bytes) -> str:
+    """In hex."""
+    checksum = running(algorithm)
+    checksum.update(data)
+    return checksum.digest().hex()
 
 
 class Copies(Truth):
@@ -89,6 +99,29 @@ class Copies(Truth):
             await backend.copy_from(backend, "k", "copy", NOTHING, wrong)
         assert await self.keys(backend) == ["k"]
         assert await backend.sweep(0.0) == 0
+
+    async def test_case_67_of_other_checksums_a_copy_proves_what_it_says_it_can(
+        self, backend: StorageBackend
+    ) -> None:
+        if await self.refused(backend):
+            return
+        data = b"data"
+        await put(backend, "k", data)
+        proven = set()
+        for algorithm in sorted(backend.features.copy_proves):
+            told = promised(data)
+            wrong = replace(told, checksums={algorithm: checksum_of(algorithm, b"DATA")})
+            with pytest.raises((IntegrityError, Unsupported)):
+                await backend.copy_from(backend, "k", "copy", NOTHING, wrong)
+            assert await self.keys(backend) == ["k"]
+            right = replace(told, checksums={algorithm: checksum_of(algorithm, data)})
+            # Not every store shows every one of each object.
+            with suppress(Unsupported):
+                await backend.copy_from(backend, "k", "copy", NOTHING, right)
+                proven.add(algorithm)
+                assert await self.content(backend, "copy") == data
+                await backend.delete("copy")
+        assert bool(proven) == bool(backend.features.copy_proves)
 
     async def test_copies_at_once_are_one(self, backend: StorageBackend) -> None:
         if await self.refused(backend):

@@ -1,13 +1,16 @@
 """Archives by the name of their format. Called by the relay when a bundle is complete, and by who checks the configuration."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 from backends.registry import Entry, Registry
-from handlers.bundling.base import Member, Writer
+from handlers.bundling.base import Member, Piece, Writer
 from handlers.bundling.listing import listed, relisted
+from handlers.bundling.tar_writer import tar
+
+Made = TypeVar("Made")
 
 FORMATS: Final[Registry[Writer]] = Registry(
     "archive format",
@@ -35,13 +38,29 @@ async def archive(
     there twice; in place of the end, `IntegrityError` for a member that is not as promised or a list that changed, and whatever
     opening and reading raise, unchanged.
     """
-    writer = FORMATS.load(format_)()
+    async with aclosing(_checked(FORMATS.load(format_)().write, members)) as chunks:
+        async for chunk in chunks:
+            yield chunk
+
+
+async def plain_tar(members: Callable[[], AsyncGenerator[Member, None]]) -> AsyncGenerator[Piece, None]:
+    """What is compressed in a tar.gz and a tar.zst of the members. Raises as `archive` does."""
+    async with aclosing(_checked(tar, members)) as pieces:
+        async for piece in pieces:
+            yield piece
+
+
+async def _checked(
+    write: Callable[[AsyncIterator[Member]], AsyncGenerator[Made, None]],
+    members: Callable[[], AsyncGenerator[Member, None]],
+) -> AsyncGenerator[Made, None]:
+    """What `write` makes of the members, after a look at all of them."""
     async with aclosing(members()) as first:
         expected = await listed(first)
     async with (
         aclosing(members()) as second,
         aclosing(relisted(second, expected)) as same,
-        aclosing(writer.write(same)) as chunks,
+        aclosing(write(same)) as made,
     ):
-        async for chunk in chunks:
-            yield chunk
+        async for each in made:
+            yield each

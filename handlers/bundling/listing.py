@@ -28,7 +28,7 @@ async def listed(members: AsyncIterator[Member]) -> bytes:
     async for member in members:
         if member.size < 0:
             raise ValueError(f"{member.path[:200]!a} cannot have {member.size} bytes")
-        _check(member.path)
+        check_path(member.path)
         taken.add(member.path)
         seen.update(_line(member))
     return seen.digest()
@@ -48,7 +48,8 @@ def _line(member: Member) -> bytes:
     return f"{member.path}\0{member.size}\0{member.sha256}\0".encode()
 
 
-def _check(path: str) -> None:
+def check_path(path: str) -> None:
+    """Raises `ValueError` unless our own unzip would give the path back as it is."""
     try:
         found = entry_path(path, Work(Meter(_LIMITS), Path()))
     except Refused as exc:

@@ -13,7 +13,7 @@ The contract all transforms keep:
 - Parts come one after another: each is read to its end, or closed, before the next is asked for.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -138,6 +138,10 @@ class Part:
     """What a person should know of it: one line each."""
     steps: tuple[str, ...] = ()
     """The transforms that changed it, in order."""
+    size: int | None = None
+    """Bytes of `chunks`, where that is known before they are read; they raise in place of an end when it is not so."""
+    settled: bool = False
+    """No other part has, or gets, its path."""
 
     def changed(
         self,
@@ -147,6 +151,7 @@ class Part:
         drop: Sequence[str] = (),
         add: str = "",
         content_type: str | None = None,
+        size: int | None = None,
     ) -> "Part":
         """The part after `step` made `chunks` of it. Of the suffixes `drop` the one it has goes, then `add` is appended."""
         dropped = next((suffix for suffix in drop if self.label.lower().endswith(suffix)), "")
@@ -164,6 +169,8 @@ class Part:
             if self.path
             else (*self.renames, (self.label[len(self.label) - kept :] if kept else "", add)),
             steps=(*self.steps, step),
+            size=size,
+            settled=False,
         )
 
     def noted(self, note: str) -> "Part":
@@ -177,6 +184,10 @@ class Part:
         for dropped, added in self.renames:
             resource_key = resource_key.removesuffix(dropped) + added
         return resource_key
+
+
+def _as_it_is(part: Part) -> Part:
+    return part
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +204,8 @@ class Work:
     files: set[str] = field(default_factory=set)
     """Paths that are taken, in the form that no file system tells apart; `folders` are what they lie in."""
     folders: set[str] = field(default_factory=set)
+    settle: Callable[[Part], Part] = _as_it_is
+    """The part under the path it is stored at. For a step that has to know; everybody else's parts are settled after all steps."""
 
     @property
     def limits(self) -> Limits:
@@ -233,5 +246,5 @@ async def transformed(transforms: Sequence[Transform], part: Part, work: Work) -
 def exceeded(limit: str, value: float, entry: str) -> Refused:
     """The refusal of an entry that is beyond a limit."""
     return Refused(
-        "payload_limit", f"{limit} (limits.{limit}: {value:g}) is exceeded at {entry or 'the payload'!a}"
+        "payload_limit", f"{limit} (limits.{limit}: {value}) is exceeded at {entry or 'the payload'!a}"
     )

@@ -6,8 +6,8 @@ from functools import partial
 from backends.base import CHUNK_SIZE
 from handlers.errors import Refused
 from handlers.transforms.base import Part, Work
-from handlers.transforms.encrypt import SUFFIX
 from handlers.transforms.encryption_format import START, TAG, Header, header_length, parse
+from handlers.transforms.encryption_magic import SUFFIX
 from handlers.transforms.key_ring import KeyRing
 from handlers.transforms.offload import offloaded
 from handlers.transforms.registry import NoOptions

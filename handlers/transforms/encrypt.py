@@ -6,12 +6,11 @@ from typing import Final
 
 from backends.base import CHUNK_SIZE
 from handlers.transforms.base import Part, Work
-from handlers.transforms.encryption_format import CHUNK, TAG, Cipher, sealed
+from handlers.transforms.encryption_format import CHUNK, TAG, Cipher, room, sealed, sealed_size
+from handlers.transforms.encryption_magic import SUFFIX
 from handlers.transforms.key_ring import KeyRing
 from handlers.transforms.offload import offloaded
 from handlers.transforms.registry import NoOptions
-
-SUFFIX: Final = ".enc"
 
 _BATCH: Final = CHUNK_SIZE // (CHUNK + TAG) * CHUNK
 """Bytes that are encrypted at a time: whole chunks, which make no more than `CHUNK_SIZE` bytes."""
@@ -39,7 +38,12 @@ class Encrypt:
         identity = (work.identity, part.path, part.member, *part.steps)
         header, cipher = sealed(ring.primary, ring.keys[ring.primary].get_secret_value(), identity)
         chunks = _encrypted(header, cipher, part.chunks)
-        yield part.changed(self.name, chunks, add=SUFFIX, content_type="application/octet-stream")
+        size = None if part.size is None else sealed_size(part.size, len(header))
+        yield part.changed(self.name, chunks, add=SUFFIX, content_type="application/octet-stream", size=size)
+
+    def room(self, limit: int) -> int:
+        """The most bytes that become at most `limit` bytes; negative where no payload does."""
+        return room(limit, self._ring.primary)
 
 
 async def _encrypted(

@@ -16,9 +16,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from handlers.errors import Refused
+from handlers.transforms.encryption_magic import MAGIC
 
-MAGIC: Final = b"\x93TLENC\r\n"
-"""Not ASCII, and with a line end, so that what treats it as text is noticed."""
 START: Final = len(MAGIC) + 2
 """So much of the beginning tells how long the header is."""
 TAG: Final = 16
@@ -121,6 +120,18 @@ def sealed(key_id: str, key: bytes, identity: Sequence[str]) -> tuple[bytes, Cip
     siv_key, check = _derived(key, salt, start)
     raw = start + check + zlib.crc32(start + check).to_bytes(_CRC, "big")
     return raw, Cipher(raw, siv_key, CHUNK)
+
+
+def sealed_size(size: int, header: int) -> int:
+    """Bytes that `size` bytes of plaintext become, with a header of `header` bytes."""
+    return header + size + TAG * max(1, -(-size // CHUNK))
+
+
+def room(limit: int, key_id: str) -> int:
+    """The most plaintext that becomes at most `limit` bytes; negative where not even an empty one does."""
+    body = limit - _FIXED - len(key_id)
+    full, rest = divmod(body, CHUNK + TAG)
+    return full * CHUNK + max(0, rest - TAG) if body >= TAG else -1
 
 
 def header_length(start: bytes) -> int:

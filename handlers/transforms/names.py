@@ -63,7 +63,7 @@ class Paths:
 
         Raises `Refused("payload_unsafe")` where even the name that sets it apart is taken.
         """
-        if not part.path:
+        if not part.path or part.settled:
             return part
         segments = part.path.split("/")
         for place in range(len(segments) - 1):
@@ -79,7 +79,7 @@ class Paths:
             raise Refused("payload_unsafe", f"collision: another entry is in the way of {path[:200]!a}")
         self._files.add(folded)
         self._folders |= folders
-        return part if path == part.path else replace(part, path=path)
+        return replace(part, path=path, settled=True)
 
 
 def check_name(name: str, work: Work, full: str = "") -> None:

@@ -21,7 +21,7 @@ class NoOptions(BaseModel):
 KEYED: Final = frozenset({"decrypt", "encrypt"})
 """Those that are constructed with a key ring in place of options."""
 
-ALWAYS: Final = frozenset({"encrypt"})
+ALWAYS: Final = frozenset({"encrypt", "max_size"})
 """Those that no payload goes without: they are applied to an archive that has nothing in it as well."""
 
 TRANSFORMS: Registry[Transform] = Registry(

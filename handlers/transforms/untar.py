@@ -291,6 +291,7 @@ class _Archive:
             depth=self._part.depth + 1,
             notes=(entry.note,) if entry.note else (),
             steps=(*self._part.steps, Untar.name),
+            size=entry.size,
         )
         return part, body
 

@@ -220,6 +220,7 @@ class _Archive:
             content_type=content_type_of(label),
             depth=self.part.depth + 1,
             steps=(*self.part.steps, Unzip.name),
+            size=entry.size,
         )
 
     async def _chunks(self, content: "_Content", meter: EntryMeter) -> AsyncGenerator[bytes, None]:

@@ -1,23 +1,24 @@
 """Decodes the content of a zip's entries and holds it to size and CRC. Used by handlers/transforms/unzip.py.
 
-Extra: `transforms` (isal, zstandard). Everything here blocks on the spool and belongs on a thread.
+Extra: `transforms`. Everything here blocks on the spool and belongs on a thread.
 """
 
 import lzma
 from bz2 import BZ2Decompressor
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from struct import Struct
 from types import MappingProxyType
-from typing import IO, Protocol, cast
+from typing import Protocol, cast
 
-import zstandard
 from isal import igzip_lib
 from isal.isal_zlib import crc32
 
 from backends.base import CHUNK_SIZE
 from handlers.errors import Refused
 from handlers.transforms.base import Limits, exceeded
+from handlers.transforms.members import Members
 from handlers.transforms.spool import Spool
+from handlers.transforms.unzstd import Zstd
 from handlers.transforms.zip_refusals import corrupt, unsupported
 
 Decoder = Callable[[], bytes]
@@ -150,19 +151,16 @@ def _lzma(packed: Packed, size: int, flags: int, limits: Limits) -> Decoder:
 
 
 def _zstandard(packed: Packed, size: int, flags: int, limits: Limits) -> Decoder:  # noqa: ARG001 - as its sisters
-    reader = zstandard.ZstdDecompressor(max_window_size=limits.memory).stream_reader(
-        cast("IO[bytes]", packed), read_size=_FEED, read_across_frames=True
-    )
+    """All its frames. What comes out is counted by whoever takes it."""
+    frames = Members(Zstd(), limits, packed.name, lambda _: None)
 
-    def decoded() -> bytes:
-        try:
-            return reader.read(CHUNK_SIZE)
-        except zstandard.ZstdError as exc:
-            if "too much memory" in str(exc):
-                raise exceeded("memory", limits.memory, packed.name) from exc
-            raise Refused("payload_corrupt", f"zip: {packed.name!a} cannot be decoded: {exc}") from exc
+    def decoded() -> Iterator[bytes]:
+        while fed := packed.read(_FEED):
+            yield from frames.feed(fed)
+        frames.end()
 
-    return decoded
+    pieces = decoded()
+    return lambda: next(pieces, b"")
 
 
 METHODS = MappingProxyType({0: _stored, 8: _deflate, 12: _bzip2, 14: _lzma, 93: _zstandard})

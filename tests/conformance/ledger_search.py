@@ -201,6 +201,20 @@ class Searching:
         assert await urls(ledger, manifest="disk/b1") == set()
         assert await urls(ledger, manifest="disk/b2/r_1 é.json") == set()
 
+    async def test_an_archive_leads_to_its_bundle(self, ledger: Ledger) -> None:
+        places = [
+            BundleTarget(name, f"{name}/b", f"{name}/b.json", archive="zip", archive_key="b é.zip")
+            for name in ("disk", "cloud")
+        ]
+        await ledger.record(replace(entry(stored("u1"), "b1"), targets=(places[0],)))
+        await ledger.record(replace(entry(stored("u2"), "b2"), targets=(places[1],)))
+        await ledger.record(entry(stored("u3"), "b3"))
+        assert await urls(ledger, archive="b é.zip") == {"u1", "u2"}
+        assert await urls(ledger, archive="b é.zip", target="disk") == {"u1"}
+        assert await urls(ledger, archive="b é.zip", target="tape") == set()
+        assert await urls(ledger, archive="disk/b.json") == set()
+        assert await urls(ledger, manifest="b é.zip") == set()
+
     async def test_times_are_the_databases(self, ledger: Ledger) -> None:
         await ledger.record(entry(stored("u1")))
         (only,) = await found(ledger)

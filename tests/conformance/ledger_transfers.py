@@ -175,6 +175,15 @@ class Transfers:
         assert record.targets == (DISK, images, MIRROR), "the required ones first, as they are configured"
         assert json.loads((await announced(ledger)).body)["storage_key"] == "disk/b"
 
+    async def test_a_bundle_is_archived_as_it_was_when_it_began(self, ledger: Ledger) -> None:
+        zipped = replace(DISK, archive="zip", archive_key="disk/b.zip")
+        packed = replace(MIRROR, archive="tar.gz", archive_key="mirror/b.tar.gz")
+        await ledger.record(entry(0, "disk", resources_count=2, targets=(zipped, MIRROR)))
+        await ledger.record(entry(1, "disk", "mirror", resources_count=2, targets=(DISK, packed)))
+        record = await ledger.bundle("b")
+        assert record is not None
+        assert record.targets == (zipped, MIRROR)
+
     async def test_a_close_adds_no_target(self, ledger: Ledger) -> None:
         images = BundleTarget("images", "images/b", "images/b/manifest", rank=2)
         close = entry(9, resource=None, close=Close(1, {}), targets=(images,))

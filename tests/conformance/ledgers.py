@@ -23,6 +23,7 @@ from sqlalchemy import Connection, insert, select
 from handlers.payload import Before
 from handlers.plan import BundleTarget
 from tests.conformance.ledger_audit import Auditing
+from tests.conformance.ledger_contents import Contents
 from tests.conformance.ledger_search import Searching
 from tests.conformance.ledger_transfers import Transfers
 from worker.attempts import CRASHED, Attempt
@@ -213,7 +214,7 @@ def attempt(detail: str, *, outage: bool = False) -> Attempt:
     return Attempt(0.0, "Refused", detail, outage)
 
 
-class LedgerConformance(Auditing, Searching, Transfers):
+class LedgerConformance(Auditing, Contents, Searching, Transfers):
     """See worker/ledger/base.py for the contract."""
 
     @pytest.fixture(autouse=True)

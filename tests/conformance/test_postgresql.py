@@ -341,6 +341,17 @@ async def test_case_41_a_half_open_connection_is_left_after_the_deadline(url: st
         await consistent(ledger, "b")
 
 
+async def test_many_rows_may_take_longer_than_the_deadline(url: str) -> None:
+    def slowly(conn: Connection) -> None:
+        for _ in range(3):
+            conn.execute(text("SELECT pg_sleep(0.5)"))
+
+    async with opening(url, deadline=SHORT) as opened:
+        with pytest.raises(LedgerUnavailable, match="did not answer within 1 seconds"):
+            await opened.write(slowly)
+        await opened.write(slowly, rows=100_000)
+
+
 async def test_case_41_what_takes_too_long_is_ended_by_the_server(url: str) -> None:
     async with opening(url, deadline=3) as opened:
         pid = await opened.write(answer("SELECT pg_backend_pid()"))

@@ -126,7 +126,7 @@ def test_case_84_a_bomb_is_a_dead_letter_that_names_the_limit_and_the_entry(tmp_
     (dead,) = transload.lines("dlq", "ls")
     assert dead["reason"] == "payload_limit"
     (shown,) = transload.lines("dlq", "show", dead["id"])
-    assert "entry (limits.entry: 1e+06) is exceeded at 'zeros'" in json.dumps(shown)
+    assert "entry (limits.entry: 1000000) is exceeded at 'zeros'" in json.dumps(shown)
 
 
 def test_the_seeds_variable_unzips(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy import URL, Connection
 from backends.base import Attributes, Receipt
 from backends.errors import Unavailable
 from backends.memory import MemoryBackend
+from worker.budget import Budget
 from worker.disposition import RetryPolicy
 from worker.ledger.database import Database, open_database
 from worker.ledger.sql import SqlLedger
@@ -76,13 +77,13 @@ class DoomedDatabase:
         self._fuse.check()
         return await self._database.read(work)
 
-    async def write(self, work: Callable[[Connection], Result]) -> Result:
+    async def write(self, work: Callable[[Connection], Result], rows: int = 0) -> Result:
         def doomed(conn: Connection) -> Result:
             result = work(conn)
             self._fuse.burn()
             return result
 
-        result = await self._database.write(doomed)
+        result = await self._database.write(doomed, rows)
         self._fuse.commits += 1
         self._fuse.burn()
         return result
@@ -202,5 +203,6 @@ class Shared:
             retry=RetryPolicy(base=HOUR, cap=HOUR),
             random=lambda: 0.0,
             metrics=self.metrics,
+            budget=Budget(64 << 20),
         )
         return Process(fuse, ledger, relay, publisher, list(targets.values())[-1])

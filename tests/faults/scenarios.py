@@ -243,6 +243,7 @@ SCENARIOS = (
     Scenario("run", _published),
     Scenario("redo", _half_stored),
     Scenario("slow", _published, besides="file.write.before=sleep:0.4@1+;ledger.record.before=sleep:0.8"),
+    Scenario("archive", _published, changes={"targets": {"main": {"archive": "tar.gz"}}}),
     Scenario("retry", _missing),
     Scenario("drain", _published, ("run",), until=_PUBLISHED),
     Scenario(

@@ -10,6 +10,7 @@ tests/faults/test_drain.py and tests/faults/test_poison.py.
 import asyncio
 import json
 import signal
+import zipfile
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -39,6 +40,7 @@ from worker.ledger.database import open_database
 
 Begin = Callable[..., Awaitable[Stage]]
 EMBEDDED = Combination()
+ARCHIVED: Mapping[str, Mapping[str, Any]] = {"targets": {"main": {"archive": "zip"}}}
 
 
 @pytest.fixture
@@ -136,7 +138,7 @@ async def test_case_3_in_the_middle_of_a_multipart_upload(
 
 
 async def test_case_4_a_manifest_is_half_written(begin: Begin) -> None:
-    """`file.sync.before` of the manifest. No transform writes archives yet: of what a worker makes by itself, this is all."""
+    """`file.sync.before` of the manifest."""
     stage = await begin()
     stage.load = await publish_small(stage.place, 1)
     await killed(stage, "relay.manifest.before=kill")
@@ -144,6 +146,27 @@ async def test_case_4_a_manifest_is_half_written(begin: Begin) -> None:
     assert "bundle.meta" not in stored(stage.place)
     await recovered(stage)
     assert "bundle.meta" in stored(stage.place)
+
+
+async def test_case_4_an_archive_is_half_written(begin: Begin) -> None:
+    """`file.sync.before` of the archive, then `relay.archive.after`: the redo finds the same bytes."""
+    stage = await begin(changes=ARCHIVED)
+    stage.load = await publish_small(stage.place, 1)
+    await killed(stage, "relay.archive.before=kill")
+    await killed(stage, "file.sync.before=kill")
+    assert {"bundle.zip", "bundle.meta"}.isdisjoint(stored(stage.place))
+    await killed(stage, "relay.archive.after=kill")
+    before = identities(stage.place)
+    assert "bundle.zip" in before
+    assert "bundle.meta" not in before
+    await recovered(stage)
+    assert before.items() <= identities(stage.place).items()
+    (bundle,) = stage.load.published
+    folder = stage.place.settings.home / "storage" / f"bundle_{bundle.bid}"
+    with zipfile.ZipFile(folder / "bundle.zip") as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {
+            resource_name(url): data for url, data in bundle.payloads.items()
+        }
 
 
 async def test_case_5_after_the_fsync_before_the_name(begin: Begin) -> None:

@@ -137,7 +137,8 @@ async def open_place(
     migrated: bool = True,
     changes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> AsyncIterator[Place]:
-    """A configuration with names of its own. `changes` go over the sections of the settings file.
+    """A configuration with names of its own. `changes` go over the sections of the settings file; a place that names no
+    backend goes over the one there is.
 
     A PostgreSQL database is made; `migrated` says whether it has its tables.
     """
@@ -159,11 +160,20 @@ async def open_place(
             sections["ledger"] = {"url": url}
         await _backend(combination, services, canary, sections)
         for name, values in (changes or {}).items():
-            sections[name] = {**sections.get(name, {}), **values}
+            sections[name] = _over(sections.get(name, {}), values)
         file = _written(folder, sections)
         settings = load_settings(file=file, home=home, environ={})
         secret = canary if canary in repr(sections) else ""
         yield Place(Transload(home, file), settings, secret, received)
+
+
+def _over(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    places = {
+        name: {**section[name], **change}
+        for name, change in changes.items()
+        if isinstance(change, Mapping) and "backend" not in change and isinstance(section.get(name), Mapping)
+    }
+    return {**section, **changes, **places}
 
 
 def _written(folder: Path, sections: Mapping[str, Any]) -> Path:

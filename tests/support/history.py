@@ -288,6 +288,7 @@ def _named(
         if listed is None:
             yield f"no manifest {place['manifest_key']} in {place['target']}"
             continue
+        yield from _archived(manifest, objects)
         urls = [entry["url"] for entry in listed]
         if sorted(urls) != sorted(due) or content.get("resources_count") != len(urls):
             yield (
@@ -304,11 +305,24 @@ def _named(
                 yield f"{entry['key']} holds other bytes than the producer staged"
 
 
+def _archived(manifest: _Found | None, objects: Mapping[str, _Found]) -> Iterator[str]:
+    """What is wrong with the archive that a manifest lists, if it lists one."""
+    archive = (_json((manifest and manifest.content) or b"") or {}).get("archive")
+    if archive is not None:
+        there = objects.get(archive["key"])
+        if there is None or (there.size, there.sha256) != (archive["size"], archive["sha256"]):
+            yield f"the archive {archive['key']} is missing or not what its manifest says"
+
+
 def _whole(world: World, found: Mapping[str, Mapping[str, _Found]], report: Report) -> None:
     payloads = {sha256(data).hexdigest() for bundle in world.published for data in bundle.payloads.values()}
     for name, objects in found.items():
+        manifests = [_json(there.content or b"") or {} for there in objects.values()]
+        archives = {
+            each["archive"]["key"]: each["archive"]["sha256"] for each in manifests if "archive" in each
+        }
         for key, there in objects.items():
-            if there.sha256 in payloads:
+            if there.sha256 in payloads or there.sha256 == archives.get(key):
                 continue
             content = _json(there.content or b"") or {}
             if "resources" in content:

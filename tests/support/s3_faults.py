@@ -21,10 +21,11 @@ Fault = Literal[
     "internal error",
     "invalid part",
     "lost reply",
+    "rot",
     "slow down",
     "taken",
 ]
-"""`corrupt`: a bit of the body flips on the way in. `cut`: the answer's body ends half way. `hold`: the request waits until
+"""`corrupt`: a bit of the body flips on the way in, `rot` (of the strict S3): once it was verified. `cut`: the answer's body ends half way. `hold`: the request waits until
 `released` is set. `lost reply`: it is carried out, the connection breaks. The others are answers of S3 to a request that it
 does not carry out: see `REFUSALS`."""
 

@@ -20,6 +20,8 @@ from uuid import uuid4
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
+import anycrc
+import google_crc32c
 from aiohttp import web
 
 from tests.support.s3_faults import REFUSALS, Faults, error_document, flipped
@@ -46,9 +48,12 @@ _KEY_REFUSALS: Mapping[str, tuple[int, str]] = MappingProxyType(
 )
 """https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html#KMSErrorCodeList"""
 _CHECKSUM = "x-amz-checksum-"
+_NVME: Final = anycrc.Model("CRC64-NVME")
 _DIGESTS: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType(
     {
         "content-md5": lambda data: hashlib.md5(data).digest(),  # noqa: S324 - what S3's ETags and Content-MD5 are
+        f"{_CHECKSUM}crc32c": lambda data: google_crc32c.value(data).to_bytes(4, "big"),
+        f"{_CHECKSUM}crc64nvme": lambda data: _NVME.calc(data).to_bytes(8, "big"),
         f"{_CHECKSUM}crc32": lambda data: zlib.crc32(data).to_bytes(4, "big"),
         f"{_CHECKSUM}sha1": lambda data: hashlib.sha1(data).digest(),  # noqa: S324 - one of S3's checksums
         f"{_CHECKSUM}sha256": lambda data: hashlib.sha256(data).digest(),
@@ -109,6 +114,8 @@ class StrictS3(Faults):
     uploads: dict[str, Upload] = field(default_factory=dict)
     kms_keys: dict[str, str] = field(default_factory=dict)
     """State of every KMS key by its id: `enabled`, `disabled` or `denied`."""
+    checks: bool = True
+    """False for a store that takes the headers of checksums and ignores them."""
     encrypts: bool = True
     """False for a store that takes the headers of an encryption and ignores them."""
 
@@ -125,7 +132,10 @@ class StrictS3(Faults):
         if fault is not None and fault in REFUSALS:
             return _refused(*REFUSALS[fault])
         try:
-            answer = self._carry_out(request, flipped(body) if fault == "corrupt" else body)
+            body = flipped(body) if fault == "corrupt" else body
+            if self.checks:
+                _verify(request, body)
+            answer = self._carry_out(request, flipped(body) if fault == "rot" else body)
         except Refusal as exc:
             answer = _refused(exc.status, exc.code)
         if fault == "lost reply" and request.transport is not None:
@@ -136,7 +146,6 @@ class StrictS3(Faults):
         name, _, key = unquote(request.raw_path.partition("?")[0]).removeprefix("/").partition("/")
         if name not in self.buckets:
             raise Refusal(404, "NoSuchBucket")
-        _verify(request, body)
         asked = request.query
         if not key:
             if request.method == "HEAD":
@@ -192,14 +201,14 @@ class StrictS3(Faults):
         self._require_free(request, bucket, key)
         etag = f'"{_md5(body)}"'
         checksums = {
-            name.lower(): value
-            for name, value in request.headers.items()
-            if name.lower().startswith(_CHECKSUM) and name.lower() in _DIGESTS
+            name.lower(): base64.b64encode(_DIGESTS[name.lower()](body)).decode()
+            for name in request.headers
+            if self.checks and name.lower().startswith(_CHECKSUM) and name.lower() in _DIGESTS
         }
         if checksums:
             checksums["x-amz-checksum-type"] = "FULL_OBJECT"
         self.buckets[bucket][key] = Stored(body, etag, headers, _now(), checksums)
-        return web.Response(headers={"ETag": etag, **_encryption(headers)})
+        return web.Response(headers={"ETag": etag, **_encryption(headers), **checksums})
 
     def _delete(self, bucket: str, key: str) -> web.Response:
         self.buckets[bucket].pop(key, None)
@@ -214,7 +223,7 @@ class StrictS3(Faults):
         return _document(
             "InitiateMultipartUploadResult",
             f"<Bucket>{bucket}</Bucket><Key>{escape(key)}</Key><UploadId>{id_}</UploadId>",
-            _encryption(headers),
+            {**_encryption(headers), **_declared(request, checks=self.checks)},
         )
 
     def _part(self, request: web.Request, bucket: str, key: str, body: bytes) -> web.Response:
@@ -260,7 +269,14 @@ class StrictS3(Faults):
                 raise Refusal(400, "BadDigest")
         self.buckets[bucket][key] = Stored(whole, etag, upload.headers, _now(), checksums)
         del self.uploads[id_]
-        return _document("CompleteMultipartUploadResult", f"<Key>{escape(key)}</Key><ETag>{etag}</ETag>")
+        told = "".join(
+            f"<Checksum{upload.algorithm}>{value}</Checksum{upload.algorithm}>"
+            for name, value in checksums.items()
+            if name != "x-amz-checksum-type"
+        )
+        return _document(
+            "CompleteMultipartUploadResult", f"<Key>{escape(key)}</Key><ETag>{etag}</ETag>{told}"
+        )
 
     def _abort(self, id_: str, bucket: str, key: str) -> web.Response:
         self._upload(id_, bucket, key)
@@ -372,6 +388,11 @@ def _kept(request: web.Request) -> dict[str, str]:
 
 def _encryption(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if "encryption" in name}
+
+
+def _declared(request: web.Request, *, checks: bool) -> dict[str, str]:
+    names = ("x-amz-checksum-algorithm", "x-amz-checksum-type")
+    return {name: request.headers[name] for name in names if checks and name in request.headers}
 
 
 def _checksum(algorithm: str | None, data: bytes) -> str | None:

@@ -185,7 +185,12 @@ async def test_facts_lie_beside_the_object_or_on_it(world: World) -> None:
         else:
             text = (await contents(target))[write.sidecar_key]
             assert text.endswith(b"}\n")
-            assert json.loads(text) == {
+            told = json.loads(text)
+            assert told.pop("stored_at").endswith("Z")
+            assert told == {
+                "uuid": plan.writes[0].attributes.metadata["uuid"],
+                "created_at": None,
+                "storage_version": "1.0",
                 "bid": "test-a",
                 "recipe_id": "r",
                 "url": URL,

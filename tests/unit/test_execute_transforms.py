@@ -169,6 +169,8 @@ async def test_a_changed_payload_changes_the_end_of_its_key_and_its_type(
     assert [each.receipt.key for each in executed.placements] == [
         write.key.removesuffix(".html") + ".loud" for write in plan.writes
     ]
+    first = executed.placements[0].receipt.key
+    assert sorted(await contents(world.targets["first"])) == [first, f"{first}.meta"]
     stat = await world.targets["second"].stat(executed.placements[1].receipt.key)
     assert stat is not None
     assert (stat.content_type, stat.metadata["content_type"]) == ("text/loud", "text/plain")

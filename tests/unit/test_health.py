@@ -4,12 +4,19 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from urllib.error import HTTPError
 
 import pytest
 
+from tests.support.processes import free_port
+from tests.support.services import fetch
+from worker.bootstrap import open_service
 from worker.health import AdminError, AdminServer, Health
 from worker.metrics import Metrics
+from worker.settings import load_settings
 
 
 class Clock:
@@ -42,10 +49,12 @@ def admin(health: Health) -> Iterator[AdminServer]:
     server.close()
 
 
-def ask(admin: AdminServer, path: str, method: str = "GET") -> tuple[int, http.client.HTTPMessage, bytes]:
+def ask(
+    admin: AdminServer, path: str, method: str = "GET", headers: Mapping[str, str] = MappingProxyType({})
+) -> tuple[int, http.client.HTTPMessage, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", admin.port, timeout=5)
     try:
-        connection.request(method, path)
+        connection.request(method, path, headers=dict(headers))
         response = connection.getresponse()
         return response.status, response.headers, response.read()
     finally:
@@ -150,6 +159,54 @@ def test_head_has_the_headers_and_no_body(admin: AdminServer) -> None:
 )
 def test_case_103_anything_else_is_refused(admin: AdminServer, method: str, path: str, status: int) -> None:
     assert ask(admin, path, method)[0] == status
+
+
+@pytest.fixture
+def with_token(request: pytest.FixtureRequest) -> Iterator[AdminServer]:
+    server = AdminServer(Metrics(), Health(), host=request.param, port=0, token="t" * 16)
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("with_token", ["127.0.0.1", "0.0.0.0"], indirect=True)  # noqa: S104 - asked on loopback
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": "Bearer " + "t" * 15}, 401),
+        ({"Authorization": "Basic " + "t" * 16}, 401),
+        ({"Authorization": "Bearer \xfc"}, 401),
+        ({"Authorization": "Bearer " + "t" * 16}, 200),
+    ],
+)
+def test_case_103_metrics_want_the_token(with_token: AdminServer, given: dict[str, str], status: int) -> None:
+    found, headers, body = ask(with_token, "/metrics", headers=given)
+    assert found == status
+    assert (b"transload_build_info" in body) == (status == 200)
+    assert headers["WWW-Authenticate"] == ("Bearer" if status == 401 else None)
+    assert ask(with_token, "/livez")[0] == 200
+
+
+def test_case_103_no_metrics_beyond_loopback_without_a_token() -> None:
+    server = AdminServer(Metrics(), Health(), host="0.0.0.0", port=0)  # noqa: S104 - asked on loopback
+    try:
+        status, _, body = ask(server, "/metrics", headers={"Authorization": "Bearer x"})
+        assert status == 403
+        assert body == b"not without a token: set admin.token, or listen on 127.0.0.1\n"
+        assert ask(server, "/livez")[0] == 200
+        assert ask(server, "/readyz")[0] == 503
+    finally:
+        server.close()
+
+
+async def test_case_103_a_worker_serves_its_metrics_with_the_token_of_the_settings(tmp_path: Path) -> None:
+    environ = {"TRANSLOAD_ADMIN__PORT": str(free_port()), "TRANSLOAD_ADMIN__TOKEN": "t" * 16}
+    settings = load_settings(file=None, home=tmp_path, environ=environ)
+    url = f"http://127.0.0.1:{settings.admin.port}/metrics"
+    async with open_service(settings):
+        with pytest.raises(HTTPError, match="401") as refused:
+            await asyncio.to_thread(fetch, url)
+        refused.value.close()
 
 
 def test_nothing_is_written_to_stderr(admin: AdminServer, capfd: pytest.CaptureFixture[str]) -> None:

@@ -444,11 +444,6 @@ def test_decorators_stack_and_leave_what_is_underneath_as_it_was(out: Path) -> N
         StorageBuilder().build()
 
 
-def test_bundling_is_refused_where_targets_have_no_archive(out: Path) -> None:
-    with pytest.raises(StorageOptionsError, match="leave bundle_resources out"):
-        create_storage_stack(FileStorage(out), bundle_resources=True)
-
-
 @pytest.mark.parametrize("decorator", [UnzipResourceDecorator, BundleResourcesDecorator])
 def test_other_peoples_storages_are_not_decorated(decorator: type) -> None:
     class MyCustomStorage:

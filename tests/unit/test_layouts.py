@@ -1,5 +1,6 @@
 """Layouts by name and by template: which keys they give, and which templates are refused."""
 
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from backends.base import check_key
+from handlers import bus_layout
 from handlers.bids import BidFactory, timestamp_ms
+from handlers.bundling.archive import FORMATS
 from handlers.layout_fields import FIELDS, HIVE_NULL, VALUE_LIMIT, encode
 from handlers.layouts import BundleFacts, ResourceFacts, check_layout, make_layout, may_meet
 from handlers.messages import Bundle, Payload, Resource, ResourceFetched
@@ -36,10 +39,13 @@ TEMPLATES = [
     "{bid}/{resource_id}",
     EVERYTHING,
 ]
-LAYOUTS = ["oc", "hive", "dated", *TEMPLATES]
+PARTITIONED = ["hive", "dated", *TEMPLATES]
+LAYOUTS = ["oc", "oc-v1", *PARTITIONED]
 
 TEXTS = st.text(max_size=80) | st.sampled_from(
     [
+        "main",
+        "fr",
         "",
         ".",
         "..",
@@ -59,7 +65,10 @@ TEXTS = st.text(max_size=80) | st.sampled_from(
     ]
 )
 BIDS = st.sampled_from(
-    [V0, V1, "test-a", "test-a-b", "custom-0123456789abcdef", "bid:v1:r:99999999999999:00000000"]
+    [
+        *(V0, f"{V0[:-1]}f", V0.upper(), V1, V1.replace("main", "fr"), V1.replace("main", "other")),
+        *("test-a", "test-a-b", "custom-0123456789abcdef", "bid:v1:r:99999999999999:00000000"),
+    ]
 ) | st.builds("test-{}".format, st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,95}", fullmatch=True))
 URLS = st.builds("https://{}/{}".format, TEXTS, TEXTS) | TEXTS.filter(bool)
 METAS = st.dictionaries(
@@ -92,14 +101,19 @@ def test_case_77_no_two_objects_share_a_key_in_any_layout(
     spec: str, keeps_attributes: bool, objects: list[tuple[BundleFacts, ResourceFacts]]
 ) -> None:
     layout = make_layout(spec, "p/q", keeps_attributes=keeps_attributes)
-    keys = {layout.manifest_key(bundle) for bundle, _ in objects}
-    assert len(keys) == len({bundle.bid for bundle, _ in objects})
+    # All messages of a bundle name the same recipe.
+    recipes = {bundle.bid: bundle.recipe_id for bundle, _ in objects}
+    objects = [(replace(bundle, recipe_id=recipes[bundle.bid]), facts) for bundle, facts in objects]
+    bundles = {bundle.bid: bundle for bundle, _ in objects}.values()
+    keys = {layout.manifest_key(bundle) for bundle in bundles}
+    keys |= {layout.archive_key(bundle, suffix) for bundle in bundles for suffix in FORMATS.names()}
     expected = len(keys)
+    assert expected == (1 + len(FORMATS.names())) * len(bundles)
     for bundle, facts in objects:
         key = layout.resource_key(bundle, facts)
         sidecar = layout.sidecar_key(key)
         assert PurePosixPath(key).is_relative_to(layout.storage_key(bundle))
-        assert (sidecar is None) is keeps_attributes
+        assert (sidecar is None) is (keeps_attributes and spec != "oc-v1")
         keys |= {key} if sidecar is None else {key, sidecar}
         expected += 1 if sidecar is None else 2
     assert len(keys) == expected
@@ -112,18 +126,20 @@ def test_case_77_no_two_objects_share_a_key_in_any_layout(
     assert not keys & folders
 
 
-@given(spec=st.sampled_from(LAYOUTS[1:]), one=OBJECTS)
+@given(spec=st.sampled_from(PARTITIONED), one=OBJECTS)
 def test_engines_see_payloads_and_nothing_else(spec: str, one: tuple[BundleFacts, ResourceFacts]) -> None:
     layout = make_layout(spec, "", keeps_attributes=False)
     key = layout.resource_key(*one)
     sidecar = layout.sidecar_key(key)
     assert sidecar is not None
     assert not any(segment.startswith(("_", ".")) for segment in key.split("/"))
-    for name in (PurePosixPath(sidecar).name, PurePosixPath(layout.manifest_key(one[0])).name):
+    beside = (sidecar, layout.manifest_key(one[0]), layout.archive_key(one[0], "zip"))
+    for name in (PurePosixPath(each).name for each in beside):
         assert name.startswith("_")
         assert "=" not in name
         assert not name.startswith(("_metadata", "_common_metadata"))
-    assert all(segment.startswith("_") for segment in PurePosixPath(layout.manifest_key(one[0])).parts[::2])
+    for each in beside[1:]:
+        assert all(segment.startswith("_") for segment in PurePosixPath(each).parts[::2])
 
 
 @given(st.lists(TEXTS, min_size=2, max_size=2, unique=True))
@@ -195,6 +211,47 @@ def test_the_date_is_the_bundles_own() -> None:
     assert layout.storage_key(bundle).startswith("0001-02-03T04.05.06_034/")
 
 
+BUS_DAY = "raw/fr/data/year=2024/month=01/day=15"
+
+
+@pytest.mark.parametrize(
+    ("bid", "recipe", "folder"),
+    [
+        ("bid:v1:fr:20240115103000:0a1b2c3d", "fr", f"{BUS_DAY}/10-30-00-0a1b2c3d"),
+        # The digits are those of another registry: bundles of both may be in this one.
+        (V1, "fr", f"{BUS_DAY}/10-30-00-0a1b2c3d-main"),
+        (V0, "fr", "raw/fr/data/year=2025/month=09/day=06/22-00-20-175719602065e0cdcf718196d8577b7e"),
+        ("test-a", "_x/y", f"raw/%5Fx%2Fy/data/year={HIVE_NULL}/month={HIVE_NULL}/day={HIVE_NULL}/test-a"),
+    ],
+)
+@pytest.mark.parametrize("keeps_attributes", [True, False])
+def test_the_layout_of_the_bus(bid: str, recipe: str, folder: str, keeps_attributes: bool) -> None:
+    layout = make_layout("oc-v1", "raw", keeps_attributes=keeps_attributes)
+    bundle = BundleFacts(bid, recipe)
+    key = layout.resource_key(bundle, resource())
+    assert key == f"{folder}/content/{NAME}"
+    assert layout.storage_key(bundle) == f"{folder}/content"
+    assert layout.sidecar_key(key) == f"{folder}/metadata/{NAME}.metadata.json"
+    manifest = layout.manifest_key(bundle)
+    assert manifest == f"{folder}/metadata/_manifest.jsonl"
+    assert bus_layout.is_bus(manifest)
+    assert bus_layout.folder_of(manifest) == folder
+    assert bus_layout.hashes_of(manifest) == f"{folder.partition('/data/')[0]}/bundle_hashes"
+    assert make_layout("oc-v1", "", keeps_attributes=True).storage_key(
+        bundle
+    ) == f"{folder}/content".removeprefix("raw/")
+
+
+@given(
+    spec=st.sampled_from(LAYOUTS), keeps_attributes=st.booleans(), bundle=st.builds(BundleFacts, BIDS, TEXTS)
+)
+def test_a_manifest_of_the_bus_is_told_by_its_key(
+    spec: str, keeps_attributes: bool, bundle: BundleFacts
+) -> None:
+    layout = make_layout(spec, "metadata", keeps_attributes=keeps_attributes)
+    assert bus_layout.is_bus(layout.manifest_key(bundle)) is (spec == "oc-v1")
+
+
 def test_a_bundle_without_a_time_has_a_place_too() -> None:
     bundle = BundleFacts("test-a", "fr")
     assert make_layout("dated", "", keeps_attributes=True).storage_key(bundle) == "undated/test-a"
@@ -223,7 +280,7 @@ def test_every_field() -> None:
     ("spec", "expected"),
     [
         ("hove", "no layout has that name; did you mean 'hive'?"),
-        ("", "no layout has that name; there are: dated, hive, oc, or a template"),
+        ("", "no layout has that name; there are: dated, hive, oc, oc-v1, or a template"),
         ("{recipe_id}/{name}", "{bid} is missing"),
         ("{bid}/{recipe_id}", "{name} or {resource_id} is missing"),
         ("{bid}/{nam}", "no field is called 'nam'; did you mean {name}?"),
@@ -289,6 +346,10 @@ def test_what_could_give_a_bad_key_is_refused(spec: str, expected: str) -> None:
         ("{bid}/{name}", "{name}/{bid}", True),
         ("a/{bid}/{name}", "ab/{bid}/{name}", False),
         ("a={date}/{bid}/{name}", "a={bid}/{name}", True),
+        ("oc-v1", "oc", True),
+        ("oc-v1", "dated", True),
+        ("oc-v1", "+/{bid}/{name}", False),
+        ("oc-v1", "oc-v1", False),
     ],
 )
 def test_layouts_of_one_target_begin_differently(one: str, other: str, meet: bool) -> None:
@@ -331,6 +392,19 @@ def test_two_layouts_that_could_meet_in_one_target_are_refused(tmp_path: Path) -
         "t.yaml:5: routes.two.layout: '{recipe_id}/{bid}/{name}' could give target 'main' the same keys as 'oc', which it has "
         "by route 'one'; begin a template with a word of its own, as 'archive/…'"
     )
+
+
+WRITE_ONLY = "{backend: http, base_url: 'http://127.0.0.1:1', OPTION: false}"
+
+
+@pytest.mark.parametrize("option", ["deletes", "reads"])
+def test_the_bus_takes_a_target_that_reads_and_deletes(tmp_path: Path, option: str) -> None:
+    target = WRITE_ONLY.replace("OPTION", option)
+    said = "oc-v1 reads and replaces bundle_hashes/_latest, which target 'main' cannot; choose another layout or target"
+    text = f"targets:\n  main: {target[:-1]}, layout: oc-v1}}\n"
+    assert settings_error(tmp_path, text) == f"t.yaml:2: targets.main.layout: {said}"
+    text = f"targets:\n  main: {target}\nroutes:\n  a:\n    layout: oc-v1\n"
+    assert settings_error(tmp_path, text) == f"t.yaml:5: routes.a.layout: {said}"
 
 
 def test_a_route_may_lay_out_differently(tmp_path: Path) -> None:

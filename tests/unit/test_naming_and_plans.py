@@ -19,6 +19,7 @@ from handlers.naming import resource_id, resource_name
 from handlers.plan import BundleTarget, StagingSource, find_source
 from handlers.resource_fetched import ResourceFetchedHandler
 from handlers.routes import Route, Routes, Target
+from handlers.stored_metadata import planned
 
 BIDS = ["17571960-2065-e0cd-cf71-8196d8577b7e", "bid:v1:main:20240115103000:0a1b2c3d", "test-a"]
 URLS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.builds(
@@ -241,6 +242,7 @@ def test_the_plan_of_a_resource() -> None:
         "url": "https://example.com/a.html",
         "content_type": "text/html",
         "status_code": "200",
+        **planned(command()),
     }
     assert plan.bundle_targets == (
         BundleTarget("disk", "bundle_test-a", "bundle_test-a/bundle.meta"),
@@ -252,7 +254,7 @@ def test_the_plan_of_a_resource() -> None:
 def test_what_is_not_known_is_no_attribute() -> None:
     plan = ResourceFetchedHandler(SOURCES, ROUTES).plan(command())
     assert plan.writes[0].attributes.content_type is None
-    assert plan.writes[0].attributes.metadata == {"url": "https://example.com/a.html"}
+    assert plan.writes[0].attributes.metadata == {"url": "https://example.com/a.html", **planned(command())}
 
 
 def test_the_plan_of_a_close() -> None:

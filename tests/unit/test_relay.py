@@ -13,6 +13,7 @@ from backends.base import Attributes, Receipt, StorageBackend, single
 from backends.errors import Unavailable
 from backends.memory import MemoryBackend, MemoryOptions
 from tests.conformance.ledgers import closing, entry, targets
+from worker.budget import Budget
 from worker.disposition import RetryPolicy
 from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
@@ -87,6 +88,7 @@ class World:
             retry=RetryPolicy(base=0.0),
             random=lambda: 0.0,
             metrics=Metrics(),
+            budget=Budget(64 << 20),
         )
 
     async def complete(self, *bids: str) -> None:

@@ -13,6 +13,7 @@ from backends.base import Attributes, Receipt, StorageBackend
 from backends.errors import Unavailable
 from backends.memory import MemoryBackend, MemoryOptions
 from tests.conformance.ledgers import closing, entry
+from worker.budget import Budget
 from worker.disposition import RetryPolicy
 from worker.ledger.base import LedgerUnavailable
 from worker.ledger.database import migrate, open_database
@@ -91,6 +92,7 @@ class World:
             retry=RetryPolicy(base=0.0),
             random=lambda: 0.0,
             metrics=self.metrics,
+            budget=Budget(64 << 20),
         )
 
     async def published(self) -> set[str]:

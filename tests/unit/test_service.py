@@ -166,6 +166,7 @@ class World:
             retry=RetryPolicy(base=0.0),
             random=lambda: 0.0,
             metrics=metrics,
+            budget=Budget(64 << 20),
         )
         pipeline = Pipeline(
             ledger=self.ledger,

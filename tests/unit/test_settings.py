@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,14 @@ import yaml
 
 from backends.file import FileBackend
 from backends.registry import BACKENDS
+from handlers.bundling.archive import FORMATS
+from handlers.layouts import BundleFacts
+from handlers.transforms.max_size import MaxSize
+from worker.bootstrap import make_handlers
 from worker.publishers.embedded import EmbeddedPublisher
 from worker.queues.embedded import EmbeddedQueue
 from worker.settings import Settings, SettingsError, json_schema, load_settings
+from worker.settings_places import RouteSettings
 from worker.settings_reference import reference
 
 CANARY = "C4n4ry/s3cret+Key"
@@ -249,7 +255,7 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
         "    backend: s3\n"
         "    prefix: a/../b\n"
         "admin:\n"
-        "  host: 0.0.0.0\n"
+        "  host: everywhere\n"
         "colour: red\n",
         TRANSLOAD_RELAY__BATCH="none",
     )
@@ -259,7 +265,9 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
     assert "t.yaml:5: queue.type: no queue has that name; there are: embedded, memory, rabbitmq, sqs" in text
     assert "t.yaml:7: targets.main.bucket: is required; add it, or bucket_env with the name" in text
     assert "t.yaml:9: targets.main.prefix: 'a/../b' is refused: a prefix has no '.' or '..' segments" in text
-    assert "t.yaml:11: admin.host: '0.0.0.0' is refused: only a loopback address" in text
+    assert (
+        "t.yaml:11: admin.host: 'everywhere' is refused: not an address to listen on; use 127.0.0.1" in text
+    )
     assert "t.yaml:12: colour: unknown key; there are: admin, audit, cloudwatch, encryption, home, " in text
     assert "environment TRANSLOAD_RELAY__BATCH: relay.batch: 'none' should be a valid integer" in text
     assert len(found) == 8
@@ -277,7 +285,7 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
         ("home: 3\n", "t.yaml:1: home: must be the path of a directory"),
         ("queue: {typ: sqs}\n", "t.yaml:1: queue.typ: unknown key; did you mean 'type'?"),
         ("targets: {main: {prefx: a}}\n", "t.yaml:1: targets.main.prefx: unknown key; did you mean 'prefix'?"),
-        ("targets: {main: {bucket: a}}\n", "t.yaml:1: targets.main.bucket: unknown key; there are: backend, "),
+        ("targets: {main: {bucket: a}}\n", "t.yaml:1: targets.main.bucket: unknown key; there are: archive, backend, "),
         ("targets: {main: {prefix: 2024}}\n", "t.yaml:1: targets.main.prefix: '2024' should be a valid string; put it"),
         ("targets: {main: {layout: hove}}\n", "t.yaml:1: targets.main.layout: 'hove' is refused: no layout has that name; did you mean 'hive'?"),
         ("staging: {main: {layout: oc}}\n", "t.yaml:1: staging.main.layout: unknown key"),
@@ -298,7 +306,7 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
         ("ledger: {url: 'sqlite:///:memory:'}\n", "t.yaml:1: ledger.url: 'sqlite:///:memory:' is refused: the ledger is one file"),
         ("ledger: {url: 'sqlite:///x.db?mode=ro'}\n", "t.yaml:1: ledger.url: 'sqlite:///x.db?mode=ro' is refused: the ledger is one file"),
         ("ledger: {url: nonsense}\n", "t.yaml:1: ledger.url: 'nonsense' is refused: not a database URL"),
-        ("admin: {host: example.org}\n", "t.yaml:1: admin.host: 'example.org' is refused: only a loopback address"),
+        ("admin: {host: example.org}\n", "t.yaml:1: admin.host: 'example.org' is refused: not an address to listen on"),
         ("admin: {port: 70000}\n", "t.yaml:1: admin.port: '70000' should be less than or equal to 65535"),
         ("logs: {level: loud}\n", "t.yaml:1: logs.level: 'loud' should be 'debug', "),
         ('targets: {main: {prefix: "a\\nb"}}\n', "t.yaml:1: targets.main.prefix: 'a\\nb' is refused: a prefix has no control"),
@@ -528,7 +536,6 @@ def test_our_variables_win_over_the_seeds_and_a_file_silences_them(load: Load) -
     [
         ({"OC_SQS_QUEUE_URL": ""}, "environment OC_SQS_QUEUE_URL: not set, and OC_STORAGE_TYPE=s3 needs it"),
         ({"OC_S3_BUCKET": ""}, "environment OC_S3_BUCKET: not set, and OC_STORAGE_TYPE=s3 needs it"),
-        ({"OC_STORAGE_USE_BUNDLER": "1"}, "environment OC_STORAGE_USE_BUNDLER: bundling is not available in this version; unset it"),
         ({"OC_STORAGE_TYPE": "gcs"}, "environment OC_STORAGE_TYPE: names no storage type; set it to s3 or file"),
         ({"OC_STORAGE_TYPE": ""}, "environment OC_STORAGE_TYPE: not set beside OC_S3_BUCKET"),
         ({"OC_S3_PREFIX": "../x"}, "environment OC_S3_PREFIX: targets.main.prefix: '../x' is refused"),
@@ -562,6 +569,45 @@ routes:
     assert shown[:2] == ["gunzip", {"compress": {"codec": "gzip", "level": None}}]
 
 
+def test_the_seeds_variable_has_bundles_archived(load: Load) -> None:
+    assert load(OC_STORAGE_USE_BUNDLER="true").targets["main"].archive == "zip"
+    assert load(**SEED_S3, OC_STORAGE_USE_BUNDLER="1").targets["main"].archive == "zip"
+    assert load(**SEED_S3, OC_STORAGE_USE_BUNDLER="false").targets["main"].archive is None
+
+
+@pytest.mark.parametrize("format_", FORMATS.names())
+def test_a_target_has_its_bundles_archived(load: Load, format_: str) -> None:
+    settings = load(f"targets: {{main: {{archive: {format_}}}}}\n")
+    assert settings.targets["main"].archive == format_
+    assert settings.redacted()["targets"]["main"]["archive"] == format_
+    (route,) = (make_handlers(settings).resource_fetched.routes).routes
+    (place,) = route.bundle_targets(BundleFacts("test-a"))
+    assert (place.archive, place.archive_key) == (format_, f"bundle_test-a/bundle.{format_}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{main: {archive: zip, layout: oc-v1}}", "no document of oc-v1 lists an archive"),
+        ("{main: {archive: rar}}", "'rar' should be 'zip', 'tar.zst' or 'tar.gz'"),
+        ("{main: {backend: http, base_url: 'http://h/', reads: false, archive: zip}}", "'http' cannot read it back"),
+        ("{main: {backend: http, base_url: 'http://h/', max_connections: 7, archive: zip}}", "set max_connections to 8 or more"),
+        ("{main: {backend: hdfs, url: 'http://h:9870', root: /r, max_connections: 1, archive: zip}}", "set max_connections to 8 or more"),
+    ],
+)  # fmt: skip
+def test_an_archive_that_could_not_be_written_is_refused(load: Load, text: str, expected: str) -> None:
+    told = problems(load, f"targets: {text}\n")
+    assert [line for line in told if line.startswith("t.yaml:1: targets.main.archive: ") and expected in line]
+
+
+def test_an_archive_whose_package_is_missing_is_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "handlers.bundling.tar_zstd", raising=False)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    told = problem(load, "targets: {main: {archive: tar.zst}}\n")
+    assert told.startswith("t.yaml:1: targets.main.archive: archive format 'tar.zst' needs the package")
+    assert "pip install 'transload[transforms]'" in told
+
+
 def test_the_seeds_variable_makes_a_route_unzip(load: Load) -> None:
     route = load(OC_STORAGE_USE_UNZIP="true").routes["default"]
     assert [step.name for step in route.transforms] == ["gunzip", "unzip"]
@@ -581,6 +627,35 @@ def test_the_seeds_variable_makes_a_route_unzip(load: Load) -> None:
 )
 def test_a_wrong_transform_is_told_with_its_place(load: Load, step: str, expected: str) -> None:
     assert f"routes.default.{expected}" in problem(load, f"routes: {{default: {{transforms: [{step}]}}}}")
+
+
+def test_a_routes_max_size_is_a_number_or_says_what_becomes_of_more(load: Load) -> None:
+    text = "routes: {a: {max_size: 1_000}, b: {max_size: {bytes: 5, over: split}}, c: {}}"
+    routes = load(text).routes
+    assert [route.max_size for route in routes.values()] == [
+        MaxSize(bytes=1000),
+        MaxSize(bytes=5, over="split"),
+        None,
+    ]
+    assert load(TRANSLOAD_ROUTES__DEFAULT__MAX_SIZE="12").routes["default"].max_size == MaxSize(bytes=12)
+    shown = load(text).redacted()["routes"]
+    assert shown["a"]["max_size"] == {"bytes": 1000, "over": "reject"}
+    schema = RouteSettings.model_json_schema()["properties"]["max_size"]
+    assert {"type": "integer", "minimum": 1} in schema["anyOf"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("0", "max_size.bytes: '0' should be greater than or equal to 1"),
+        ("true and more", "max_size.bytes: 'true and more' should be a valid integer"),
+        ("{over: split}", "max_size.bytes: is required"),
+        ("{bytes: 5, over: cut}", "max_size.over: 'cut' should be 'reject', 'compress' or 'split'"),
+        ("{bytes: 5, ovr: cut}", "max_size.ovr: unknown key"),
+    ],
+)
+def test_a_wrong_max_size_is_told_with_its_place(load: Load, given: str, expected: str) -> None:
+    assert f"routes.default.{expected}" in problem(load, f"routes: {{default: {{max_size: {given}}}}}")
 
 
 def test_transforms_that_are_no_list_are_refused(load: Load) -> None:

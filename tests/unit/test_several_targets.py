@@ -129,6 +129,7 @@ class World:
             retry=RetryPolicy(base=0.01, cap=0.01),
             random=lambda: 0.0,
             metrics=Metrics(),
+            budget=Budget(64 << 20),
         )
 
     async def process(self, number: int = 0, count: int = 1) -> Disposition:

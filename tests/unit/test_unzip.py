@@ -24,6 +24,7 @@ from handlers.transforms.base import Part, Work, transformed
 from handlers.transforms.unzip import Unzip, UnzipOptions
 from tests.fuzz.zips import ZIPS, fuzz
 from tests.support import hostile_zips as zips
+from tests.support.codecs import skippable
 from tests.support.hostile_zips import DEFLATE, STREAMED, UTF_8, Item, archive, extra_field
 from tests.support.unzipping import Taken, payload, unzip, work_in
 
@@ -98,6 +99,16 @@ async def test_zstandard(work: Work) -> None:
     frame = zstandard.ZstdCompressor(write_checksum=True).compress(TEXT)
     taken = await unzip(archive([Item(b"a", TEXT, zips.ZSTANDARD, packed=frame)]), work)
     assert taken.contents == [TEXT]
+
+
+async def test_several_frames_of_zstandard(tmp_path: Path) -> None:
+    frame = zstandard.ZstdCompressor(write_checksum=True).compress(TEXT)
+    empty = zstandard.ZstdCompressor().compress(b"")
+    packed = skippable(b"x") * 3 + frame + empty * 2 + skippable() + frame + skippable(b"y" * 9)
+    taken = await unzip(archive([Item(b"a", TEXT * 2, zips.ZSTANDARD, packed=packed)]), work_in(tmp_path))
+    assert taken.contents == [TEXT * 2]
+    cut = archive([Item(b"a", TEXT * 2, zips.ZSTANDARD, packed=packed[:-1])])
+    assert (await refusal(cut, work_in(tmp_path))).reason == "payload_corrupt"
 
 
 @pytest.mark.parametrize("marked", [False, True])

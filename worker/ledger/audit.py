@@ -21,6 +21,8 @@ PAGE: Final = 2000
 ROWS: Final = 1000
 """Rows inserted at a time. An archive has many more, and between statements the event loop has its turn."""
 
+_REFERRED: Final = "refers to an identical payload that was there"
+
 _FACTS: Final = ("action", "bid", "recipe_id", "url", "target", "key", "size", "sha256", "detail")
 _APPEND: Final = insert(audit).values(at=now_ms())
 
@@ -68,6 +70,8 @@ def stored(
             key = (*(resource_key(entry) or ()), each.target, each.key)
             if key in laid and key not in told:
                 told.add(key)
+                referred = entry.shared is not None and each.target in entry.shared.referred
+                details = [*([_REFERRED] if referred else []), *([detail] if detail else [])]
                 yield AuditRecord(
                     "stored",
                     entry.bid,
@@ -77,7 +81,7 @@ def stored(
                     each.key,
                     each.size,
                     each.sha256,
-                    detail,
+                    "; ".join(details) or None,
                 )
 
 

@@ -32,6 +32,7 @@ from worker.ledger.values import (
     Recorded,
     Retired,
     Search,
+    StoredObject,
     StoredResource,
     Summary,
     Transfer,
@@ -83,6 +84,13 @@ class Ledger(Protocol):
 
     async def record(self, entry: Entry) -> Recorded:
         """Commit what a message changed. The last resource or the closing also commits the bundle's outbox row."""
+        ...
+
+    async def contents(self, route: str, sha256: str) -> Mapping[str, StoredObject]:
+        """Where a payload of that SHA-256 lies, by target: objects that entries of that route noted as `shared.stored`.
+
+        Of several in one target the one recorded last; none whose bundle is retired. Whether it still lies there is not known.
+        """
         ...
 
     async def transfers(self, message_id: str) -> Sequence[Transfer]:

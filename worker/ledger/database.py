@@ -51,9 +51,10 @@ class Database(Protocol):
         """A transaction that changes nothing and sees one state of the database. Raises `LedgerError`."""
         ...
 
-    async def write(self, work: Callable[[Connection], Result]) -> Result:
+    async def write(self, work: Callable[[Connection], Result], rows: int = 0) -> Result:
         """A transaction, committed when this returns. A cancelled caller leaves it to finish: unknown, never half done.
 
+        It may take longer where it adds that many `rows`.
         Raises `LedgerError`; nothing was changed then, unless the connection broke during the commit.
         """
         ...

@@ -93,7 +93,8 @@ class GroupCommit:
     async def _record(self, entries: Sequence[Entry]) -> Sequence[Recorded | BaseException]:
         try:
             failpoint("ledger.record.before")
-            recorded = await self._database.write(lambda conn: self._recorder.commit(conn, entries))
+            rows = sum(len(entry.resource.objects) for entry in entries if entry.resource is not None)
+            recorded = await self._database.write(lambda conn: self._recorder.commit(conn, entries), rows)
             failpoint("ledger.record.after")
             return recorded  # noqa: TRY300 - an else would part it from its failpoints
         except LedgerRefused as exc:

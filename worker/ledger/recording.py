@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Table, bindparam, delete, select, update
 from sqlalchemy.dialects import sqlite
 
-from worker.ledger import transfers
+from worker.ledger import contents, transfers
 from worker.ledger.audit import ROWS, Trail, stored
 from worker.ledger.base import LedgerUnavailable
 from worker.ledger.queries import recorded_payload
@@ -58,6 +58,7 @@ class Recorder:
         laid = self._insert(
             conn, objects, (row for e in accepted if resource_key(e) in inserted for row in object_rows(e))
         )
+        contents.note(conn, self._insert_into, accepted, laid)
         for bid, row in known.items():
             mine = [entry for entry in accepted if entry.bid == bid]
             fold(row, mine, sum(1 for key in inserted if key[0] == bid), now)
@@ -170,6 +171,7 @@ class Recorder:
         holding = set(conn.execute(there).scalars())
         rows = (row for row in object_rows(entry) if row["target"] not in holding)
         laid = self._insert(conn, objects, rows)
+        contents.note(conn, self._insert_into, [entry], laid)
         self._trail.append(conn, stored([entry], laid, "later than the bundle's other copies"))
 
     def _insert(

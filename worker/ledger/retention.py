@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import ColumnElement, Connection, delete, exists, func, select, update
 
+from worker.ledger import contents
 from worker.ledger.audit import Trail
 from worker.ledger.schema import bundles, messages, now_ms, objects, outbox, resources, transfers
 from worker.ledger.transfers import is_missing
@@ -68,6 +69,7 @@ def retire(conn: Connection, age_ms: int, limit: int, trail: Trail, *, unstaged_
         return Retired()
     bids = [row.bid for row in old]
     conn.execute(delete(objects).where(objects.c.bid.in_(bids)))
+    contents.forget(conn, bids)
     stored = conn.execute(delete(resources).where(resources.c.bid.in_(bids))).rowcount
     known = conn.execute(delete(messages).where(messages.c.bid.in_(bids))).rowcount
     conn.execute(delete(transfers).where(transfers.c.bid.in_(bids)))

@@ -158,8 +158,11 @@ def _merged(stored: Sequence[Sequence[Any]], places: Sequence[BundleTarget]) -> 
 
 
 def _facts(place: BundleTarget) -> list[Any]:
-    # An older release reads three facts; it knows one target only, which needs no more.
-    more = [] if place.required and not place.rank else [place.required, place.rank]
+    # An older release reads three facts, for it knows one target only; a later one five, for it makes no archives. Each
+    # gets as many as it has to know: one that cannot make the archive must not announce the bundle without.
+    more: list[Any] = [] if place.required and not place.rank else [place.required, place.rank]
+    if place.archive:
+        more = [place.required, place.rank, place.archive, place.archive_key]
     return [place.target, place.storage_key, place.manifest_key, *more]
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-HEAD = "0006"
+HEAD = "0007"
 """The revision this release works with; a test holds it to Alembic's own head."""
 
 metadata = MetaData()
@@ -136,6 +136,21 @@ transfers = Table(
     Index("transfers_by_bid", "bid", "target", "state"),
 )
 """What became of a message's payload in each target, for as long as not all of them have it. Empty when all is well."""
+
+contents = Table(
+    "contents",
+    metadata,
+    Column("route", Text, primary_key=True),
+    Column("sha256", Text, primary_key=True),
+    Column("target", Text, primary_key=True),
+    Column("key", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("etag", Text),
+    Column("version", Text),
+    Column("bid", Text, nullable=False),
+    Index("contents_by_bid", "bid"),
+)
+"""Payloads that a target has, which later ones of the same route may refer to. Empty unless a route deduplicates."""
 
 audit = Table(
     "audit",

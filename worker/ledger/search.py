@@ -74,9 +74,10 @@ def _conditions(search: Search, dialect: str) -> Iterator[ColumnElement[bool]]:
         yield resources.c.recorded_at >= search.since
     if search.until is not None:
         yield resources.c.recorded_at < search.until
-    if search.manifest is not None:
-        stored = _like(json.dumps(search.manifest), wild=False)
-        yield cast(bundles.c.targets, Text).like(f"%{stored}%", escape=_ESCAPE)
+    for key in (search.manifest, search.archive):
+        if key is not None:
+            stored = _like(json.dumps(key), wild=False)
+            yield cast(bundles.c.targets, Text).like(f"%{stored}%", escape=_ESCAPE)
     if _asks_for_objects(search):
         yield _has_object(search, dialect)
 
@@ -84,9 +85,13 @@ def _conditions(search: Search, dialect: str) -> Iterator[ColumnElement[bool]]:
 def _asks_for_objects(search: Search) -> bool:
     return (
         any(asked is not None for asked in (search.sha256, search.key))
-        # Of a manifest the target is that of the manifest.
-        or (search.target is not None and search.manifest is None)
+        # Of a manifest the target is that of the manifest, and so with an archive.
+        or (search.target is not None and not _asks_for_places(search))
     )
+
+
+def _asks_for_places(search: Search) -> bool:
+    return search.manifest is not None or search.archive is not None
 
 
 def _has_object(search: Search, dialect: str) -> ColumnElement[bool]:
@@ -124,9 +129,11 @@ def _matcher(search: Search) -> Callable[[Row[Any]], bool]:
             "content_type": (row.content_type or "").partition(";")[0].strip().lower(),
         }
         return match.fits(facts) and (
-            search.manifest is None
+            not _asks_for_places(search)
             or any(
-                place.manifest_key == search.manifest and of_target.fits({"target": place.target})
+                search.manifest in {None, place.manifest_key}
+                and search.archive in {None, place.archive_key}
+                and of_target.fits({"target": place.target})
                 for place in bundle_targets(row.targets)
             )
         )

@@ -19,6 +19,7 @@ from backends.failpoints import failpoint
 from worker.attempts import Attempt
 from worker.ledger import audit as auditing
 from worker.ledger import completions, queries, retention, tries
+from worker.ledger import contents as of_contents
 from worker.ledger import search as searching
 from worker.ledger import transfers as of_transfers
 from worker.ledger.base import LedgerBusy, LedgerUnavailable
@@ -42,6 +43,7 @@ from worker.ledger.values import (
     Recorded,
     Retired,
     Search,
+    StoredObject,
     StoredResource,
     Summary,
     Transfer,
@@ -72,6 +74,9 @@ class SqlLedger:
 
     async def record(self, entry: Entry) -> Recorded:
         return await self._grouped.records.submit(entry)
+
+    async def contents(self, route: str, sha256: str) -> Mapping[str, StoredObject]:
+        return await self._database.read(lambda conn: of_contents.known(conn, route, sha256))
 
     async def transfers(self, message_id: str) -> Sequence[Transfer]:
         return await self._grouped.transfers.submit(message_id)

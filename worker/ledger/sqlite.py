@@ -45,7 +45,7 @@ class SqliteDatabase:
 
         return await self._run(self._reader, transaction)
 
-    async def write(self, work: Callable[[Connection], Result]) -> Result:
+    async def write(self, work: Callable[[Connection], Result], rows: int = 0) -> Result:  # noqa: ARG002 - nothing ends it here
         def transaction() -> Result:
             with self._engine.begin() as conn:
                 return work(conn)

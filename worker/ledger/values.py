@@ -67,6 +67,17 @@ class Transfer:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """On a route that stores identical payloads once: which of a resource's objects others may refer to, and which it shares."""
+
+    route: str
+    stored: frozenset[str] = frozenset()
+    """Targets whose object is noted as content of that route."""
+    referred: frozenset[str] = frozenset()
+    """Targets that had an identical object: it is the resource's, and lies under another resource's key."""
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What one message changes: its bundle, and either a resource or the closing of the bundle."""
 
@@ -82,6 +93,8 @@ class Entry:
     close: Close | None = None
     missing: tuple[Transfer, ...] = ()
     """Best-effort targets that are still without the resource's payload."""
+    shared: Shared | None = None
+    """None unless the route stores identical payloads once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +159,15 @@ class Search:
     """A pattern of the media type, in lower case and without parameters; of an unknown one it is empty."""
     status_code: int | None = None
     target: str | None = None
-    """A pattern of where an object of it lies; with `manifest`, of where that lies."""
+    """A pattern of where an object of it lies; with `manifest` or `archive`, of where that lies."""
     key: str | None = None
     """The very key of an object of it."""
     sha256: str | None = None
     """Of an object of it, in lower-case hex."""
     manifest: str | None = None
     """The very key of its bundle's manifest."""
+    archive: str | None = None
+    """The very key of its bundle's archive."""
     since: int | None = None
     """Recorded then or later: milliseconds since the epoch, by the database's clock."""
     until: int | None = None

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from worker.settings_in_process import StorageOptionsError, Storing
-from worker.settings_places import TargetSettings
 from worker.storage.own import OwnStorage
 from worker.storage.storages import FileStorage, PipelineStorage
 
@@ -33,9 +32,7 @@ class BundleResourcesDecorator(OwnStorage):
 
 
 def bundling(storing: Storing) -> Storing:
-    """The same with an archive of each bundle. Raises `StorageOptionsError` where targets have none."""
-    if "archive" not in TargetSettings.model_fields:
-        raise StorageOptionsError("bundling is not available in this version; leave bundle_resources out")
+    """The same with an archive of each bundle."""
     return storing.aimed(archive=ARCHIVE)
 
 

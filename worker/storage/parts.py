@@ -69,7 +69,7 @@ async def open_parts(storing: Storing) -> AsyncGenerator[Parts, None]:
             staging=measured_staging[source.name],
             source=source,
             pipeline=await bootstrap.make_pipeline(
-                settings, ledger, measured_staging, measured, budget, _nobody
+                settings, ledger, measured_staging, measured, metrics, budget, _nobody
             ),
             retry=RetryPolicy(
                 settings.worker.max_attempts,
@@ -78,7 +78,7 @@ async def open_parts(storing: Storing) -> AsyncGenerator[Parts, None]:
                 settings.worker.retry_cap,
             ),
             publisher=publisher,
-            relay=partial(bootstrap.make_relay, settings, ledger, measured, metrics),
+            relay=partial(bootstrap.make_relay, settings, ledger, measured, metrics, budget),
             claim_seconds=settings.relay.lease,
         )
 

@@ -26,6 +26,7 @@ RAISED = {
 """Errors at commits, in the full run: the process goes on or ends, and either way nothing may be lost."""
 
 ELSEWHERE = {
+    "bus.*": "takes a layout of its own; tests/unit/test_bus_documents.py",
     "azure.*": "takes a server of its own; tests/conformance/test_azure_backend.py",
     "cache.*": "no scenario has a read cache; tests/unit/test_guard_read_cache.py",
     "embedded_queue.give_back.*": "takes a receive that is cancelled within its transaction; tests/unit/test_embedded_queue.py",
@@ -37,6 +38,8 @@ ELSEWHERE = {
     "s3.abort.*": "takes a failing upload; tests/unit/test_s3_backend.py",
     "s3.copy.*": "as file.copy; tests/unit/test_s3_copy.py",
     "s3.sweep.*": "takes an upload older than an hour; backends/testing/upkeep.py",
+    "s3.put_named.*": "takes a target with a checksum of its own choice; tests/unit/test_s3_checksums.py",
+    "s3.undo.*": "takes a store that tells another checksum than was sent; tests/unit/test_s3_checksums.py",
     "gcs.*": "as azure; tests/conformance/test_gcs_backend.py",
     "hdfs.*": "as azure; tests/conformance/test_hdfs_backend.py",
     "http.*": "as azure; tests/conformance/test_http_backend.py",
@@ -49,6 +52,7 @@ ELSEWHERE = {
     "objects.*": "an operator's command; tests/e2e/test_object_commands.py",
     "postgres.*": "as azure; tests/conformance/test_postgres_backend.py",
     "provision.*": "no worker passes it; tests/e2e/test_provision.py",
+    "relay.archive_found.*": "takes an archive of another release; tests/unit/test_bundle_archive.py",
     "sftp.*": "as azure; tests/conformance/test_sftp_backend.py",
     "workspace.*": "of a fetcher's own process, no worker's; tests/faults/test_in_process_crash.py",
     "ledger.probe.*": "takes an outage of the ledger; tests/faults/test_outages.py",
