@@ -1,7 +1,7 @@
 """The only place that constructs, with worker/stores.py for staging and targets: settings in, connected parts out.
 
-Called by worker/cli.py. Every part is opened inside an `AsyncExitStack`, so whatever was opened is closed again, in the
-opposite order, also when the next one fails.
+Called by worker/cli.py, and piece by piece by worker/storage. Every part is opened inside an `AsyncExitStack`, so whatever was
+opened is closed again, in the opposite order, also when the next one fails.
 """
 
 import random
@@ -33,7 +33,7 @@ from worker.ledger.sql import SqlLedger
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.producer import Producer
-from worker.publishers.base import Publisher
+from worker.publishers.base import Outlet, Publisher
 from worker.publishers.registry import PUBLISHERS
 from worker.queues.base import Queue
 from worker.queues.registry import QUEUES
@@ -63,43 +63,19 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
         metrics, health = Metrics(), Health()
         if settings.cloudwatch.enabled:
             # First, so that it ends last: its last round has everything.
-            await stack.enter_async_context(_sending(settings, metrics))
+            await stack.enter_async_context(sending_metrics(settings, metrics))
         ledger = await stack.enter_async_context(open_ledger(settings, audit.worker()))
         queue = await stack.enter_async_context(open_queue(settings))
         publisher = await stack.enter_async_context(open_publisher(settings))
         staging = await stack.enter_async_context(stores.open_staging(settings))
         targets = await stack.enter_async_context(stores.open_targets(settings, metrics.circuit))
         health.schema_current = health.queue_reachable = True
-        measured = _measured(targets, metrics, uploads=_upload_logs(settings))
-        measured_staging = _measured(staging, metrics, "staging-")
-        budget = Budget(settings.worker.transfer_memory)
-        metrics.transfer_memory_bytes.set_function(lambda: budget.held)
-        relay = Relay(
-            ledger=ledger,
-            publisher=publisher,
-            targets=measured,
-            settings=RelaySettings(
-                batch=settings.relay.batch,
-                lease=settings.relay.lease,
-                poll_interval=settings.relay.poll_interval,
-            ),
-            retry=RetryPolicy(base=settings.relay.retry_base, cap=settings.relay.retry_cap),
-            random=random.random,
-            metrics=metrics,
-            budget=budget,
-        )
-        spool = settings.home / "spool"
-        spool.mkdir(parents=True, exist_ok=True)
-        pipeline = Pipeline(
-            ledger=ledger,
-            handlers=make_handlers(settings, await open_keys(settings)),
-            staging=measured_staging,
-            targets=measured,
-            max_message_bytes=settings.worker.max_message_bytes,
-            budget=budget,
-            spool=spool,
-            on_complete=relay.wake,
-            on_referred=metrics.referred,
+        measured = with_metrics(targets, metrics, uploads=upload_logs(settings))
+        measured_staging = with_metrics(staging, metrics, "staging-")
+        budget = make_budget(settings, metrics)
+        relay = make_relay(settings, ledger, measured, metrics, budget, publisher)
+        pipeline = await make_pipeline(
+            settings, ledger, measured_staging, measured, metrics, budget, relay.wake
         )
         if admin and settings.admin.enabled:
             chosen = settings.admin
@@ -208,6 +184,63 @@ async def open_publisher(settings: Settings) -> AsyncIterator[Publisher]:
         await publisher.aclose()
 
 
+def make_budget(settings: Settings, metrics: Metrics) -> Budget:
+    """The memory of all transfers."""
+    budget = Budget(settings.worker.transfer_memory)
+    metrics.transfer_memory_bytes.set_function(lambda: budget.held)
+    return budget
+
+
+def make_relay(
+    settings: Settings,
+    ledger: Ledger,
+    targets: Mapping[str, StorageBackend],
+    metrics: Metrics,
+    budget: Budget,
+    publisher: Outlet,
+) -> Relay:
+    """A relay that announces through that publisher."""
+    return Relay(
+        ledger=ledger,
+        publisher=publisher,
+        targets=targets,
+        settings=RelaySettings(
+            batch=settings.relay.batch,
+            lease=settings.relay.lease,
+            poll_interval=settings.relay.poll_interval,
+        ),
+        retry=RetryPolicy(base=settings.relay.retry_base, cap=settings.relay.retry_cap),
+        random=random.random,
+        metrics=metrics,
+        budget=budget,
+    )
+
+
+async def make_pipeline(
+    settings: Settings,
+    ledger: Ledger,
+    staging: Mapping[str, StorageBackend],
+    targets: Mapping[str, StorageBackend],
+    metrics: Metrics,
+    budget: Budget,
+    on_complete: Callable[[], None],
+) -> Pipeline:
+    """The path of messages from `staging` to `targets`. Raises `KeyUnusable`, or a `StorageError`, as `open_keys` does."""
+    spool = settings.home / "spool"
+    spool.mkdir(parents=True, exist_ok=True)
+    return Pipeline(
+        ledger=ledger,
+        handlers=make_handlers(settings, await open_keys(settings)),
+        staging=staging,
+        targets=targets,
+        max_message_bytes=settings.worker.max_message_bytes,
+        budget=budget,
+        spool=spool,
+        on_complete=on_complete,
+        on_referred=metrics.referred,
+    )
+
+
 def _housekeeping(
     settings: Settings,
     ledger: Ledger,
@@ -253,7 +286,7 @@ def _circuits(settings: Settings, targets: Mapping[str, StorageBackend]) -> Circ
     )
 
 
-def _sending(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManager[None]:
+def sending_metrics(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManager[None]:
     """Raises `MissingExtra`."""
     try:
         # Its SDK is of an extra.
@@ -265,7 +298,7 @@ def _sending(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManage
     return sending(settings.cloudwatch, metrics.registry)
 
 
-def _upload_logs(settings: Settings) -> Mapping[str, UploadLog]:
+def upload_logs(settings: Settings) -> Mapping[str, UploadLog]:
     """For the targets on S3."""
     return {
         name: UploadLog(target.options.model_dump()["bucket"])
@@ -274,12 +307,14 @@ def _upload_logs(settings: Settings) -> Mapping[str, UploadLog]:
     }
 
 
-def _measured(
+def with_metrics(
     backends: Mapping[str, StorageBackend],
     metrics: Metrics,
     kind: str = "",
     uploads: Mapping[str, UploadLog] = MappingProxyType({}),
 ) -> Mapping[str, StorageBackend]:
+    """The same backends, every call counted under its name with `kind` before it."""
+
     def observer(name: str) -> Callable[[Observation], None]:
         count, log = partial(metrics.observe_backend, kind + name), uploads.get(name)
 

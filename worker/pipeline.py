@@ -5,8 +5,10 @@ Called by worker/settling.py for every delivery. What it raises, worker/disposit
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
@@ -19,12 +21,29 @@ from handlers.messages import Command, decode
 from handlers.payload import Before
 from handlers.plan import ClosePlan, Plan, StorePlan
 from worker.budget import Budget
-from worker.delivery import Delivery
 from worker.ledger.base import Ledger, LedgerError
 from worker.ledger.values import Close, Entry, Recorded, StoredObject, StoredResource, Transfer
 from worker.manifest import Manifests
 from worker.queues.base import Ack, Disposition
 from worker.sharing import known_to, referring, shared
+
+
+class Delivery(Protocol):
+    """What is worked on: a received message (worker/delivery.py), or one that was never sent (worker/storage)."""
+
+    route: str
+    """Is told the name of the route that is taken."""
+    begun: bool
+    """Is told when work on the payload begins."""
+
+    @property
+    def body(self) -> bytes:
+        """The message."""
+        ...
+
+    def kept_alive(self) -> AbstractAsyncContextManager[None]:
+        """Work in here is ended when it may not be committed any more."""
+        ...
 
 
 class Pipeline:

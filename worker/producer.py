@@ -11,7 +11,7 @@ which the worker knows as already recorded.
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
@@ -64,7 +64,7 @@ class BundleRef:
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "BundleRef":
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`. Raises `ProducerError` for unknown or missing keys."""
         try:
             return cls(**values)
@@ -107,8 +107,18 @@ class Producer:
         Raises `ProducerError` when bid or recipe cannot be announced.
         """
         ref = bundle_ref if bundle_ref.bid is not None else replace(bundle_ref, bid=self._new_bid())
+        messages = BundleMessages(ref, recipe, self._limit)
+        return BundleStorageContext(ref, messages, self._queue, self._staging, self._source)
+
+
+class BundleMessages:
+    """What is said of one bundle, each message held to what a worker takes. Also for worker/storage, which sends none."""
+
+    def __init__(self, ref: BundleRef, recipe: str | Recipe, max_message_bytes: int = DEFAULT_LIMIT) -> None:
+        """`ref` has a bid. Raises `ProducerError` when bid or recipe cannot be announced."""
+        self._limit = max_message_bytes
         try:
-            bundle = Bundle(
+            self.bundle = Bundle(
                 bid=ref.bid or "",
                 recipe_id=recipe if isinstance(recipe, str) else recipe.recipe_id,
                 primary_url=ref.primary_url,
@@ -116,7 +126,51 @@ class Producer:
             )
         except ValidationError as exc:
             raise ProducerError(_reason(exc)) from exc
-        return BundleStorageContext(ref, bundle, self._queue, self._staging, self._source, self._limit)
+
+    def resource(
+        self, url: str, content_type: str | None, status_code: int | None, meta: Mapping[str, Any] | None
+    ) -> Resource:
+        """The resource, as messages tell it. Raises `ProducerError`."""
+        try:
+            return Resource(
+                url=url, content_type=content_type, status_code=status_code, meta=dict(meta or {})
+            )
+        except ValidationError as exc:
+            raise ProducerError(_reason(exc)) from exc
+
+    def foresee(self, resource: Resource, location: str) -> None:
+        """Raises `ProducerError` when no message about it could be sent once it is staged there."""
+        self.body(self.fetched(resource, Payload(location=location, size=_WIDEST, sha256="0" * 64)))
+
+    def fetched(self, resource: Resource, payload: Payload) -> ResourceFetched:
+        """That the resource is staged."""
+        return ResourceFetched(
+            id=f"{self.bundle.bid}/{resource_id(resource.url)}",
+            bundle=self.bundle,
+            resource=resource,
+            payload=payload,
+        )
+
+    def closed(self, resources_count: int, metadata: Mapping[str, Any]) -> BundleClosed:
+        """That nothing more will come."""
+        bundle = ClosedBundle(
+            bid=self.bundle.bid,
+            recipe_id=self.bundle.recipe_id,
+            primary_url=self.bundle.primary_url,
+            meta=self.bundle.meta,
+            resources_count=resources_count,
+            metadata=dict(metadata),
+        )
+        return BundleClosed(id=f"{self.bundle.bid}/closed", bundle=bundle)
+
+    def body(self, command: Command) -> bytes:
+        """The message's bytes, if a worker would take them. Raises `ProducerError`."""
+        try:
+            body = encode(command)
+            decode(body, self._limit)
+        except (PydanticSerializationError, Refused) as exc:
+            raise ProducerError(f"the worker would refuse message {command.id!r}: {exc}") from exc
+        return body
 
 
 class BundleStorageContext:
@@ -125,19 +179,17 @@ class BundleStorageContext:
     def __init__(
         self,
         ref: BundleRef,
-        bundle: Bundle,
+        messages: BundleMessages,
         queue: Queue,
         staging: StorageBackend,
         source: StagingSource,
-        max_message_bytes: int,
     ) -> None:
         """Made by `Producer.start_bundle`."""
         self.bundle_ref = ref
-        self._bundle = bundle
+        self._messages = messages
         self._queue = queue
         self._staging = staging
         self._source = source
-        self._limit = max_message_bytes
         self._adding = 0
         self._unannounced: set[str] = set()
         self._closed = False
@@ -145,7 +197,7 @@ class BundleStorageContext:
     @property
     def bid(self) -> str:
         """The bundle's id."""
-        return self._bundle.bid
+        return self._messages.bundle.bid
 
     async def add_resource(
         self,
@@ -164,19 +216,15 @@ class BundleStorageContext:
             raise ProducerError(f"bundle {self.bid} is closed; start another one for {url}")
         self._adding += 1
         try:
-            resource = Resource(
-                url=url, content_type=content_type, status_code=status_code, meta=dict(meta or {})
-            )
+            resource = self._messages.resource(url, content_type, status_code, meta)
             key = self._folder + resource_name(url)
             location = self._source.location_of(key)
             # What nobody could send is refused before anything is staged.
-            self._body(self._fetched(resource, Payload(location=location, size=_WIDEST, sha256="0" * 64)))
+            self._messages.foresee(resource, location)
             receipt = await self._stage(url, key, stream, Attributes(content_type))
             payload = Payload(location=location, size=receipt.size, sha256=receipt.sha256)
-            await self._send(self._fetched(resource, payload))
+            await self._send(self._messages.fetched(resource, payload))
             self._unannounced.discard(url)
-        except ValidationError as exc:
-            raise ProducerError(_reason(exc)) from exc
         except Conflict as exc:
             raise ProducerError(
                 f"{url} is staged for bundle {self.bid} with other bytes; use another bid, or a URL of its own"
@@ -203,15 +251,7 @@ class BundleStorageContext:
         # would be late. A complete() that failed may be called again all the same.
         self._closed = True
         try:
-            bundle = ClosedBundle(
-                bid=self.bid,
-                recipe_id=self._bundle.recipe_id,
-                primary_url=self._bundle.primary_url,
-                meta=self._bundle.meta,
-                resources_count=await self._staged(),
-                metadata=dict(metadata),
-            )
-            await self._send(BundleClosed(id=f"{self.bid}/closed", bundle=bundle))
+            await self._send(self._messages.closed(await self._staged(), metadata))
         except (ProducerError, StorageError):
             self._closed = False
             raise
@@ -240,26 +280,9 @@ class BundleStorageContext:
             count += 1
         return count
 
-    def _fetched(self, resource: Resource, payload: Payload) -> ResourceFetched:
-        return ResourceFetched(
-            id=f"{self.bid}/{resource_id(resource.url)}",
-            bundle=self._bundle,
-            resource=resource,
-            payload=payload,
-        )
-
     async def _send(self, command: Command) -> None:
-        body = self._body(command)
+        body = self._messages.body(command)
         await self._queue.send([OutgoingMessage(body, group=self.bid, deduplication_id=command.id)])
-
-    def _body(self, command: Command) -> bytes:
-        """The message's bytes, if the worker would take them. Raises `ProducerError`."""
-        try:
-            body = encode(command)
-            decode(body, self._limit)
-        except (PydanticSerializationError, Refused) as exc:
-            raise ProducerError(f"the worker would refuse message {command.id!r}: {exc}") from exc
-        return body
 
 
 def _reason(error: ValidationError) -> str:

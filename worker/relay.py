@@ -24,7 +24,7 @@ from worker.ledger.base import Ledger, LedgerError
 from worker.ledger.values import BundleRecord, OutboxRow
 from worker.manifest import Manifests, TargetGone
 from worker.metrics import Metrics
-from worker.publishers.base import Notification, Publisher
+from worker.publishers.base import Notification, Outlet
 
 _GATHERING = 0.25
 """Seconds in which finished manifests are gathered for one publication."""
@@ -46,7 +46,7 @@ class Relay:
         self,
         *,
         ledger: Ledger,
-        publisher: Publisher,
+        publisher: Outlet,
         targets: Mapping[str, StorageBackend],
         settings: RelaySettings,
         retry: RetryPolicy,
@@ -109,9 +109,9 @@ class Relay:
             if rounds:
                 await asyncio.wait(rounds)
 
-    async def announce_due(self) -> int:
-        """One round: claim what is due and announce it. How many rows were claimed."""
-        rows = await self._ledger.claim(self._settings.batch, self._settings.lease)
+    async def announce_due(self, bid: str | None = None) -> int:
+        """One round: claim what is due and announce it, with `bid` only that bundle. How many rows were claimed."""
+        rows = await self._ledger.claim(self._settings.batch, self._settings.lease, bid)
         if rows:
             await self._round(rows)
         return len(rows)

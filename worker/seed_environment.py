@@ -63,11 +63,15 @@ def _put_publisher(draft: Draft, environ: Mapping[str, str]) -> None:
     _put(draft, environ, "publisher", queue_url=QUEUE_URL, region=REGION, profile=PROFILE)
     publisher = draft.values["publisher"]
     publisher["type"] = "sqs"
-    # The seed has no variable for it: a queue that is not AWS's is reached where its URL points.
-    scheme, _, rest = environ[QUEUE_URL].partition("://")
+    if endpoint := endpoint_of(environ[QUEUE_URL]):
+        publisher["endpoint_url"] = endpoint
+
+
+def endpoint_of(queue_url: str) -> str | None:
+    """The seed has no variable for it: a queue that is not AWS's is reached where its URL points."""
+    scheme, _, rest = queue_url.partition("://")
     authority = rest.partition("/")[0]
-    if authority and ".amazonaws.com" not in authority:
-        publisher["endpoint_url"] = f"{scheme}://{authority}"
+    return f"{scheme}://{authority}" if authority and ".amazonaws.com" not in authority else None
 
 
 def _put(draft: Draft, environ: Mapping[str, str], *section: str, **variables: str) -> None:

@@ -27,9 +27,14 @@ UNMARKED = {
         "Spool.append",
         "*os.write",
     ): "a file without a name: gone with the process",
-    ("worker/bootstrap.py", "open_service", "spool.mkdir"): "an empty directory, made again each time",
+    ("worker/bootstrap.py", "make_pipeline", "spool.mkdir"): "an empty directory, made again each time",
     ("worker/ledger/*", "_make_file", "*"): "an empty file in a directory made again each time",
     ("worker/queues/embedded.py", "EmbeddedQueue._run", "*database.run"): "its callers are marked",
+    (
+        "worker/storage/announcing.py",
+        "_AfterHooks._publish",
+        "*publisher.publish",
+    ): "called where the relay publishes, which is marked",
     ("worker/sqlite.py", "_open", "*.mkdir"): "an empty directory, made again each time",
 }
 """File, function and call of what deliberately has no failpoints, and why. Patterns of fnmatch."""

@@ -438,6 +438,13 @@ class LedgerConformance(Auditing, Contents, Searching, Transfers):
         assert await ledger.claim(10, HOUR) == []
         assert await ledger.pending() == 1
 
+    async def test_one_bundles_row_may_be_claimed_alone(self, ledger: Ledger) -> None:
+        await record_all(ledger, [entry("a", count=1), entry("b", count=1)])
+        assert [row.bid for row in await ledger.claim(10, HOUR, "b")] == ["b"]
+        assert await ledger.claim(10, HOUR, "b") == []
+        assert await ledger.claim(10, HOUR, "none") == []
+        assert [row.bid for row in await ledger.claim(10, HOUR)] == ["a"]
+
     async def test_a_lease_that_has_run_out_is_claimed_again(self, ledger: Ledger) -> None:
         await ledger.record(entry("b", count=1))
         first = await claimed(ledger, "b", lease=0)
@@ -849,6 +856,13 @@ class LedgerConformance(Auditing, Contents, Searching, Transfers):
         (parked,) = await ledger.outbox("parked")
         assert {row.bid for row in await ledger.outbox()} == {"published", "parked", "first", "second"}
         assert len(await ledger.outbox(limit=3)) == 3
+        assert [row.bid for row in await ledger.outbox(bid="parked")] == ["parked"]
+        assert await ledger.outbox("pending", bid="parked") == []
+        assert {row.bid for row in await ledger.outbox(recipe_id="recipe", limit=2)} == {
+            "published",
+            "parked",
+        }
+        assert await ledger.outbox(recipe_id="another") == []
         assert (published.event_id, published.recipe_id) == (event_id("published"), "recipe")
         assert published.published_at is not None
         assert published.published_at >= published.completed_at

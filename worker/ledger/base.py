@@ -137,8 +137,8 @@ class Ledger(Protocol):
         """Forget the try of that number: it succeeded, or the message was given back for no fault of its own."""
         ...
 
-    async def claim(self, limit: int, lease: float) -> Sequence[OutboxRow]:
-        """Take up to `limit` due outbox rows for `lease` seconds, oldest first."""
+    async def claim(self, limit: int, lease: float, bid: str | None = None) -> Sequence[OutboxRow]:
+        """Take up to `limit` due outbox rows for `lease` seconds, oldest first; with `bid` only that bundle's."""
         ...
 
     async def renew(self, rows: Sequence[OutboxRow], lease: float) -> int:
@@ -180,8 +180,15 @@ class Ledger(Protocol):
         """
         ...
 
-    async def outbox(self, state: OutboxState | None = None, limit: int = 100) -> Sequence[OutboxEntry]:
-        """Completions, the oldest first."""
+    async def outbox(
+        self,
+        state: OutboxState | None = None,
+        limit: int = 100,
+        *,
+        recipe_id: str | None = None,
+        bid: str | None = None,
+    ) -> Sequence[OutboxEntry]:
+        """Completions, the oldest first; of one recipe, or of one bundle, where that is given."""
         ...
 
     async def retry_parked(self, event_ids: Sequence[str] | None = None) -> int:

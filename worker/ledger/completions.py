@@ -14,11 +14,12 @@ from worker.ledger.schema import bundles, now_ms, outbox
 from worker.ledger.values import AuditRecord, OutboxRow, OutboxState
 
 
-def claim(conn: Connection, limit: int, lease_ms: int) -> Sequence[OutboxRow]:
-    """Up to `limit` due rows, the oldest completion first."""
+def claim(conn: Connection, limit: int, lease_ms: int, bid: str | None) -> Sequence[OutboxRow]:
+    """Up to `limit` due rows, the oldest completion first; with `bid` only that bundle's."""
+    asked = [] if bid is None else [outbox.c.bid == bid]
     due = (
         select(outbox.c.event_id)
-        .where(outbox.c.state == "pending", outbox.c.due_at <= now_ms())
+        .where(outbox.c.state == "pending", outbox.c.due_at <= now_ms(), *asked)
         .order_by(outbox.c.due_at)
         .limit(limit)
         .with_for_update(skip_locked=True)

@@ -49,11 +49,17 @@ def newest_bundles(conn: Connection, state: BundleState | None, limit: int) -> S
     return [bundle_record(row) for row in conn.execute(statement)]
 
 
-def completions(conn: Connection, state: OutboxState | None, limit: int) -> Sequence[OutboxEntry]:
-    """Oldest first."""
-    statement = select(outbox).order_by(outbox.c.completed_at, outbox.c.event_id).limit(limit)
-    if state is not None:
-        statement = statement.where(outbox.c.state == state)
+def completions(
+    conn: Connection, state: OutboxState | None, limit: int, recipe_id: str | None, bid: str | None
+) -> Sequence[OutboxEntry]:
+    """Oldest first; of those that are asked for."""
+    asked = {outbox.c.state: state, outbox.c.recipe_id: recipe_id, outbox.c.bid: bid}
+    statement = (
+        select(outbox)
+        .where(*(column == value for column, value in asked.items() if value is not None))
+        .order_by(outbox.c.completed_at, outbox.c.event_id)
+        .limit(limit)
+    )
     return [outbox_entry(row) for row in conn.execute(statement)]
 
 

@@ -121,9 +121,9 @@ class SqlLedger:
     async def withdraw(self, queue: str, message_id: str, number: int) -> None:
         await self._grouped.withdrawals.submit((queue, message_id, number))
 
-    async def claim(self, limit: int, lease: float) -> Sequence[OutboxRow]:
+    async def claim(self, limit: int, lease: float, bid: str | None = None) -> Sequence[OutboxRow]:
         failpoint("ledger.claim.before")
-        rows = await self._database.write(lambda conn: completions.claim(conn, limit, _ms(lease)))
+        rows = await self._database.write(lambda conn: completions.claim(conn, limit, _ms(lease), bid))
         failpoint("ledger.claim.after")
         return rows
 
@@ -174,8 +174,15 @@ class SqlLedger:
             if after is None:
                 return
 
-    async def outbox(self, state: OutboxState | None = None, limit: int = 100) -> Sequence[OutboxEntry]:
-        return await self._database.read(lambda conn: queries.completions(conn, state, limit))
+    async def outbox(
+        self,
+        state: OutboxState | None = None,
+        limit: int = 100,
+        *,
+        recipe_id: str | None = None,
+        bid: str | None = None,
+    ) -> Sequence[OutboxEntry]:
+        return await self._database.read(lambda conn: queries.completions(conn, state, limit, recipe_id, bid))
 
     async def retry_parked(self, event_ids: Sequence[str] | None = None) -> int:
         failpoint("ledger.retry_parked.before")

@@ -45,7 +45,15 @@ class PublisherOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Publisher(Protocol):
+class Outlet(Protocol):
+    """What whoever has notifications needs."""
+
+    async def publish(self, notifications: Sequence[Notification]) -> Sequence[PublishError | None]:
+        """Publish all; one outcome per notification, in order: None when durably accepted."""
+        ...
+
+
+class Publisher(Outlet, Protocol):
     """See the module's docstring for what holds everywhere; adapters document only how they differ."""
 
     Options: ClassVar[type[PublisherOptions]]
@@ -53,10 +61,6 @@ class Publisher(Protocol):
     @property
     def destination(self) -> str:
         """Where notifications go, for logs and `transload status`: a queue's URL, a file's path."""
-        ...
-
-    async def publish(self, notifications: Sequence[Notification]) -> Sequence[PublishError | None]:
-        """Publish all; one outcome per notification, in order: None when durably accepted."""
         ...
 
     async def aclose(self) -> None:

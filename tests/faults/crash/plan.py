@@ -54,6 +54,7 @@ ELSEWHERE = {
     "provision.*": "no worker passes it; tests/e2e/test_provision.py",
     "relay.archive_found.*": "takes an archive of another release; tests/unit/test_bundle_archive.py",
     "sftp.*": "as azure; tests/conformance/test_sftp_backend.py",
+    "workspace.*": "of a fetcher's own process, no worker's; tests/faults/test_in_process_crash.py",
     "ledger.probe.*": "takes an outage of the ledger; tests/faults/test_outages.py",
 }
 """What no scenario passes, and where it is tried instead."""
