@@ -55,8 +55,9 @@ def run(
             stderr=errors.fileno(),
         )
         status = process.wait(60)
-        said = [file.seek(0) or file.read().decode() for file in (out, errors)]
-        return subprocess.CompletedProcess(arguments, status, *said)
+        out.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(arguments, status, out.read().decode(), errors.read().decode())
 
 
 def test_it_finds_what_one_that_starts_from_nothing_finds(
