@@ -3,7 +3,9 @@
 import logging
 import os
 import signal
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from tests.support.azurite import Azurite, AzuriteEndpoint
 from tests.support.gcs import Gcs, GcsEmulator
 from tests.support.hdfs import Hdfs, HdfsCluster
 from tests.support.helm import Engine, Helm
+from tests.support.kept_databases import KeptDatabases
 from tests.support.localstack import LocalStack, LocalStackEndpoint
 from tests.support.nginx import Nginx, NginxDav
 from tests.support.openssh import OpenSsh, OwnSshd
@@ -20,14 +23,19 @@ from tests.support.pgbouncer import PgBouncer
 from tests.support.postgresql import Postgresql, PostgresqlServer, in_thread
 from tests.support.rabbitmq import RabbitBroker, RabbitMq
 from tests.support.radosgw import Radosgw, endpoint_of
-from tests.support.services import Board, NotAvailable, Running, Service
+from tests.support.services import Board, NotAvailable, Running, Service, Shared
 from tests.support.strace import Strace
 
 BOARD = pytest.StashKey[Board]()
 
 
+FOLDER = pytest.StashKey["tempfile.TemporaryDirectory[str]"]()
+"""What the processes of a run know of the services they share."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[BOARD] = Board()
+    folder = getattr(config, "workerinput", {}).get("services")
+    config.stash[BOARD] = Board(shared=Shared(Path(folder)) if folder else None)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and interrupt.
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,6 +53,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[BOARD].stop()
+    if FOLDER in config.stash:
+        config.stash[FOLDER].cleanup()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """One of the processes that `-n` spreads the tests over is about to be started."""
+    if FOLDER not in node.config.stash:
+        node.config.stash[FOLDER] = tempfile.TemporaryDirectory(prefix="transload-services-")
+    node.workerinput["services"] = node.config.stash[FOLDER].name
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -128,7 +146,7 @@ def localstack(request: pytest.FixtureRequest) -> LocalStackEndpoint:
 def nginx(request: pytest.FixtureRequest) -> NginxDav:
     """WebDAV without listings. Each test writes below a random path of it."""
     service = Nginx()
-    return NginxDav(_demand(request, service).endpoint_url, service.files)
+    return NginxDav(_demand(request, service, alone=True).endpoint_url, service.files)
 
 
 @pytest.fixture(scope="session")
@@ -140,10 +158,18 @@ def postgresql(request: pytest.FixtureRequest) -> Iterator[PostgresqlServer]:
 
 
 @pytest.fixture(scope="session")
+def kept_databases(postgresql: PostgresqlServer) -> Iterator[KeptDatabases]:
+    """Migrated databases of the shared server, emptied after each test."""
+    kept = KeptDatabases(postgresql)
+    yield kept
+    in_thread(kept.forget())
+
+
+@pytest.fixture(scope="session")
 def pgbouncer(request: pytest.FixtureRequest, postgresql: PostgresqlServer) -> PgBouncer:
     """A pooler in transaction mode before the shared server: `through` gives its URL of a database."""
     service = PgBouncer(postgresql.url)
-    _demand(request, service)
+    _demand(request, service, alone=True)
     return service
 
 
@@ -171,12 +197,12 @@ def strace(request: pytest.FixtureRequest) -> None:
 def openssh(request: pytest.FixtureRequest) -> Mapping[str, OwnSshd]:
     """The shared servers: `full`, and `bare` without any extension. Each test makes a directory of its own on them."""
     service = OpenSsh()
-    _demand(request, service)
+    _demand(request, service, alone=True)
     return service.servers
 
 
-def _demand(request: pytest.FixtureRequest, service: Service) -> Running:
+def _demand(request: pytest.FixtureRequest, service: Service, *, alone: bool = False) -> Running:
     try:
-        return request.config.stash[BOARD].demand(service)
+        return request.config.stash[BOARD].demand(service, alone=alone)
     except NotAvailable as exc:
         pytest.fail(f"{service.name} is not available: {exc}\nget it with: {exc.command}", pytrace=False)

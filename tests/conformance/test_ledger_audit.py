@@ -9,7 +9,7 @@ import pytest
 
 from tests.conformance.ledger_audit import filled, trail
 from tests.conformance.ledgers import Database
-from tests.support.postgresql import PostgresqlServer
+from tests.support.kept_databases import KeptDatabases
 from worker.ledger import sql
 from worker.ledger.base import LedgerBusy
 
@@ -17,8 +17,8 @@ APPEND = "INSERT INTO audit (at, actor, action) VALUES (1, 'slow', 'stored') RET
 
 
 @pytest.fixture
-async def database(postgresql: PostgresqlServer) -> AsyncIterator[Database]:
-    async with postgresql.database() as url, (made := Database(url, AsyncExitStack())).closing:
+async def database(kept_databases: KeptDatabases) -> AsyncIterator[Database]:
+    async with kept_databases.database() as url, (made := Database(url, AsyncExitStack())).closing:
         yield made
 
 

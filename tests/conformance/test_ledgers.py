@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from threading import Barrier
@@ -25,8 +25,9 @@ from tests.conformance.ledgers import (
     entry,
     together,
 )
+from tests.support.kept_databases import KeptDatabases
 from tests.support.pgbouncer import PgBouncer
-from tests.support.postgresql import PostgresqlServer
+from tests.support.postgresql import PostgresqlServer, in_thread
 from worker.ledger import schema
 from worker.ledger.base import LedgerCorrupt, LedgerError, LedgerUnavailable, SchemaMismatch
 from worker.ledger.database import Database as LedgerDatabase
@@ -48,16 +49,16 @@ async def sqlite_database(request: pytest.FixtureRequest) -> AsyncIterator[Datab
 
 @asynccontextmanager
 async def postgresql_database(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
-    server: PostgresqlServer = request.getfixturevalue("postgresql")
-    async with server.database() as url, (database := Database(url, AsyncExitStack())).closing:
+    kept: KeptDatabases = request.getfixturevalue("kept_databases")
+    async with kept.database() as url, (database := Database(url, AsyncExitStack())).closing:
         yield database
 
 
 @asynccontextmanager
 async def pooled_database(request: pytest.FixtureRequest) -> AsyncIterator[Database]:
-    server: PostgresqlServer = request.getfixturevalue("postgresql")
+    kept: KeptDatabases = request.getfixturevalue("kept_behind_pgbouncer")
     pooler: PgBouncer = request.getfixturevalue("pgbouncer")
-    async with server.database() as url:
+    async with kept.database() as url:
         database = Database(pooler.through(url), AsyncExitStack(), pooler=True)
         async with database.closing:
             yield database
@@ -72,6 +73,23 @@ DATABASES: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextMa
         }
     )
 )
+
+
+@pytest.fixture(scope="module")
+def kept_behind_pgbouncer(postgresql: PostgresqlServer) -> Iterator[KeptDatabases]:
+    kept = KeptDatabases(postgresql, pooled=True)
+    yield kept
+    in_thread(kept.forget())
+
+
+@pytest.fixture(scope="module")
+def kept_of_a_later_release(postgresql: PostgresqlServer) -> Iterator[KeptDatabases]:
+    async def prepare(url: str) -> None:
+        await change(Database(url, AsyncExitStack()), advance)
+
+    kept = KeptDatabases(postgresql, prepare)
+    yield kept
+    in_thread(kept.forget())
 
 
 @pytest.fixture(params=sorted(DATABASES))
@@ -119,9 +137,11 @@ class TestLedgersOfALaterRelease(LedgerConformance):
     """
 
     @pytest.fixture
-    async def database(self, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
-        async with postgresql_database(request) as database:
-            await change(database, advance)
+    async def database(self, kept_of_a_later_release: KeptDatabases) -> AsyncIterator[Database]:
+        async with (
+            kept_of_a_later_release.database() as url,
+            (database := Database(url, AsyncExitStack())).closing,
+        ):
             yield database
 
 

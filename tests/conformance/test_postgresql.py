@@ -725,7 +725,10 @@ async def test_watching_may_be_turned_off(url: str, options: dict[str, bool]) ->
     async with opening(url, **options) as opened:
         task = asyncio.create_task(opened.watch(lambda: pytest.fail("nobody listens")))
         await opened.write(opened.notify)
-        assert await ask(url, "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^LISTEN'") == 0
+        listening = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query ~ '^LISTEN'"
+        )
+        assert await ask(url, listening) == 0
         assert not task.done()
         task.cancel()
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import random
-import signal
 import time
 from hashlib import sha256
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.support.cli import Transload
+from tests.support.workers import workers
 from worker.cli import app
 from worker.queues.base import (
     DETAIL_ATTRIBUTE,
@@ -134,14 +134,13 @@ def test_cases_1_to_10_killed_at_any_moment_nothing_is_lost(transload: Transload
     moments = random.Random(7)
     storage = transload.home / "storage"
     for done in (20, 60, 100, 150):
-        worker = transload.start("run", "--until-idle")
-        deadline = time.monotonic() + 60
-        while worker.poll() is None and time.monotonic() < deadline:
-            if sum(1 for _ in storage.rglob("file-*.bin")) >= done:
-                time.sleep(moments.random() / 50)
-                break
-        worker.kill()
-        worker.communicate()
+        with workers(transload, tmp_path / f"logs-{done}") as pool:
+            worker = pool.start("run", "--until-idle")
+            deadline = time.monotonic() + 60
+            while worker.alive and time.monotonic() < deadline:
+                if sum(1 for _ in storage.rglob("file-*.bin")) >= done:
+                    time.sleep(moments.random() / 50)
+                    break
     transload.ok("run", "--until-idle")
     completions = transload.lines("completions")
     assert sorted(c["bundle_id"] for c in completions) == sorted(bids)
@@ -162,17 +161,12 @@ def test_cases_1_to_10_killed_at_any_moment_nothing_is_lost(transload: Transload
 
 def test_case_14_sigterm_finishes_and_leaves_with_status_0(transload: Transload, tmp_path: Path) -> None:
     transload.ok("publish", *make_files(tmp_path / "in", 5), "--recipe", "r")
-    worker = transload.start("run")
-    try:
-        deadline = time.monotonic() + 60
-        while not transload.lines("completions"):
-            assert time.monotonic() < deadline
-        worker.send_signal(signal.SIGTERM)
-        _, errors = worker.communicate(timeout=30)
-    finally:
-        worker.kill()
-    assert worker.returncode == 0, errors.decode()
-    assert b"6 messages done" in errors
+    with workers(transload, tmp_path / "logs") as pool:
+        worker = pool.start("run")
+        worker.until(lambda: bool(transload.lines("completions")))
+        worker.terminate()
+        assert worker.wait() == 0, worker.tail()
+        assert worker.says("6 messages done")
 
 
 def fetched(location: str, **changes: object) -> dict[str, object]:

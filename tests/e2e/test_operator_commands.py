@@ -19,6 +19,7 @@ from tests.support.cli import Transload
 from tests.support.localstack import LocalStackEndpoint
 from tests.support.rabbitmq import rabbit_queues
 from tests.support.sqs import sqs_queues
+from tests.support.workers import workers
 from worker.cli import app
 from worker.queues.base import REDRIVES_ATTRIBUTE, Ack, Dead, Message, OutgoingMessage, Queue
 from worker.queues.embedded import EmbeddedOptions, EmbeddedQueue
@@ -189,16 +190,13 @@ async def test_ctrl_c_gives_the_letters_back(tmp_path: Path) -> None:
     async with opened(transload, lease=60) as queue:
         await bury(queue, *(OutgoingMessage(f"{number}".encode()) for number in range(5)))
         # One letter in a hundred seconds: it is asked to stop while it waits for the second one's turn.
-        command = transload.start("dlq", "redrive", "--all", "--rate", "0.01/s")
-        try:
+        with workers(transload, tmp_path / "logs") as pool:
+            command = pool.start("dlq", "redrive", "--all", "--rate", "0.01/s")
             async with asyncio.timeout(30):
                 while (await queue.depth()).dead != 4:  # noqa: ASYNC110 - another process's work has no event
                     await asyncio.sleep(0.02)
-            command.send_signal(signal.SIGINT)
-            await asyncio.to_thread(command.communicate, timeout=30)
-        finally:
-            command.kill()
-        assert command.returncode == 130
+            command.process.send_signal(signal.SIGINT)
+            assert await command.ended(30) == 130, command.tail()
         letters = await queue.open_dead_letters()
         depth = await letters.depth()
         assert (depth.visible, depth.in_flight) == (4, 0)

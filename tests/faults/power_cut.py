@@ -162,7 +162,7 @@ async def recorded(place: Place, folder: Path, deaf: str = "") -> list[Cut]:
     """
     disk, log = Disk(place.settings.home), folder / "strace.log"
     transload = place.transload
-    traced = Traced(transload.home, transload.config, transload.environ, recording(log))
+    traced = Traced(transload.home, transload.config, transload.environ, options=recording(log))
     done = await asyncio.to_thread(traced.run, "run", "--until-idle")
     assert done.returncode == 0, done.stderr
     return list(cuts(log, disk, deaf))

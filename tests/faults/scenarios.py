@@ -44,6 +44,8 @@ class Stage:
     pool: Workers
     seed: int
     load: Load = field(default_factory=Load)
+    measured: bool = False
+    """What it takes to recover counts, from nothing."""
 
     async def command(self, *arguments: str | Path, failpoints: str = "") -> int:
         """Run one command to its end, whatever that is."""
@@ -108,8 +110,7 @@ class Scenario:
                 await _terminated(again, *self.until)
             status = await again.ended()
             assert status in self.statuses, f"{self.arguments} ended with {status}:\n{again.tail()}"
-        # Started from nothing, whatever the pool does with the others: this is the one whose time counts.
-        worker = Workers.start(stage.pool, *RUN)
+        worker = stage.pool.start(*RUN, cold=stage.measured)
         status = await worker.ended()
         assert status == 0, f"the next worker ended with {status}:\n{worker.tail()}"
         return worker

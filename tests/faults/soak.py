@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Soak:
             load = Load(
                 seed=self.seed, queue=queue, staging=staging[source.name], source=source, ledger=ledger
             )
-            pool = stack.enter_context(workers(place.transload, ROOT / "logs"))
+            pool = stack.enter_context(workers(replace(place.transload, cold=True), ROOT / "logs"))
             await self._live(pool, load, ledger)
             await self._drain(pool, load, ledger, queue)
             report, dead = await self._reckon(place, load, queue, pool.started)

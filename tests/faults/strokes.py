@@ -64,18 +64,20 @@ class Struck:
     report: Report
 
 
-async def strike(stroke: Stroke, number: int, folder: Path, seed: int) -> Struck:
-    """Kill a worker at that call, let another one carry on, and look."""
+async def strike(stroke: Stroke, number: int, folder: Path, seed: int, *, measured: bool = False) -> Struck:
+    """Kill a worker at that call, let another one carry on, from nothing if that is `measured`, and look."""
     async with open_place(Combination(), Services(), folder) as place:
         load = await publish_small(place, seed)
         transload = place.transload
-        traced = Traced(transload.home, transload.config, transload.environ, stroke.options(place, number))
+        traced = Traced(
+            transload.home, transload.config, transload.environ, options=stroke.options(place, number)
+        )
         with workers(traced, folder / "logs" / "struck") as pool:
             struck = pool.start("run", "--until-idle")
             status = await struck.ended()
         died = time.time()
         with workers(transload, folder / "logs" / "next") as pool:
-            following = pool.start("run", "--until-idle")
+            following = pool.start("run", "--until-idle", cold=measured)
             assert await following.ended() == 0, following.tail()
         assert status in {0, -signal.SIGKILL}, struck.tail()
         report = await check(place, load, [struck.log, following.log])

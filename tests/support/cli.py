@@ -1,12 +1,20 @@
-"""The `transload` command as a user runs it: a process of its own, in a home of its own."""
+"""The `transload` command as a user runs it: a process of its own, in a home of its own.
+
+Its processes are forked from one that has imported everything (tests/support/warm.py); `cold` ones start from nothing.
+"""
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from tests.support import warm
 
 TIMEOUT = 120.0
 """Seconds until a command that hangs fails its test."""
@@ -19,6 +27,8 @@ class Transload:
     home: Path
     config: Path | None = None
     environ: dict[str, str] = field(default_factory=dict)
+    cold: bool = False
+    """Start every process from nothing."""
 
     def command(self, *arguments: str | Path) -> list[str]:
         """The whole command line."""
@@ -27,17 +37,20 @@ class Transload:
 
     def run(self, *arguments: str | Path, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
         """Run to the end, whatever the exit status."""
-        done = subprocess.run(
-            self.command(*arguments),
-            input=stdin,
-            capture_output=True,
-            timeout=TIMEOUT,
-            check=False,
-            env=self.environment(),
-        )
-        return subprocess.CompletedProcess(
-            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
-        )
+        command = self.command(*arguments)
+        with ExitStack() as stack:
+            given, out, errors = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+            given.write(stdin)
+            given.seek(0)
+            process = self.begin(command, stdin=given, stdout=out, stderr=errors)
+            try:
+                status = process.wait(TIMEOUT)
+            finally:
+                process.kill()
+                process.wait()
+            for file in (out, errors):
+                file.seek(0)
+            return subprocess.CompletedProcess(command, status, out.read().decode(), errors.read().decode())
 
     def ok(self, *arguments: str | Path) -> str:
         """Run to the end; what it printed on stdout. Fails with stderr unless the exit status is 0."""
@@ -49,13 +62,24 @@ class Transload:
         """What a command with `--json` printed."""
         return [json.loads(line) for line in self.ok(*arguments, "--json").splitlines()]
 
-    def start(self, *arguments: str | Path) -> subprocess.Popen[bytes]:
-        """Start without waiting. The caller ends it."""
-        return subprocess.Popen(
-            self.command(*arguments),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=self.environment(),
+    def begin(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: IO[bytes],
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+        environ: Mapping[str, str] | None = None,
+        cold: bool = False,
+    ) -> warm.Process:
+        """Start `command` without waiting; `environ` goes over its environment. It ends with the test run at the latest."""
+        begin = warm.tethered if cold or self.cold else warm.start
+        return begin(
+            command,
+            {**self.environment(), **(environ or {})},
+            stdin=stdin.fileno(),
+            stdout=stdout.fileno(),
+            stderr=stderr.fileno(),
         )
 
     def environment(self) -> dict[str, str]:

@@ -81,13 +81,22 @@ class PostgresqlServer:
     @contextlib.asynccontextmanager
     async def database(self, *, migrated: bool = True, options: str = "") -> AsyncIterator[str]:
         """The URL of a new database, dropped at the end with whoever is still connected."""
-        name = f"t_{secrets.token_hex(6)}"
-        template = await self._migrated() if migrated else "template0"
-        await self.run(f"CREATE DATABASE {name} TEMPLATE {template} {options}")
+        name = await self.make(migrated=migrated, options=options)
         try:
             yield self.url_of(name)
         finally:
-            await self.run(f"DROP DATABASE {name} WITH (FORCE)")
+            await self.drop(name)
+
+    async def make(self, *, migrated: bool = True, options: str = "") -> str:
+        """The name of a new database, which the caller drops."""
+        name = f"t_{secrets.token_hex(6)}"
+        template = await self._migrated() if migrated else "template0"
+        await self.run(f"CREATE DATABASE {name} TEMPLATE {template} {options}")
+        return name
+
+    async def drop(self, name: str) -> None:
+        """With whoever is still connected."""
+        await self.run(f"DROP DATABASE {name} WITH (FORCE)")
 
     async def run(self, *statements: str, database: str | None = None) -> None:
         """Run statements as the superuser, each by itself."""
@@ -226,7 +235,7 @@ class OwnServer(PostgresqlServer):
             # Tests kill processes, not the machine: what was handed to the kernel is still there.
             "fsync": "off",
             "full_page_writes": "off",
-            "max_connections": 200,
+            "max_connections": 400,
             "shared_buffers": "64MB",
         }
         with (self.data / "postgresql.conf").open("a", encoding="utf-8") as file:

@@ -1,18 +1,20 @@
 """The real services of a test run: how a test gets one, and the table at the end that says what really ran.
 
-A fixture of tests/conftest.py asks the `Board` for a service the first time a test needs it. A service is taken from
-the environment if its URL is there, else installed below `.services/` of the checkout and started, else every test that
+A fixture of tests/conftest.py asks the `Board` for a service the first time a test needs it. Processes that share the tests
+of a run share its services, too. A service is taken from the environment if its URL is there, else installed below `.services/` of the checkout and started, else every test that
 needs it fails with the command that gets it. Nothing is ever skipped.
 """
 
 import contextlib
 import fcntl
+import json
 import os
 import sqlite3
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,20 +59,62 @@ class Service(Protocol):
         ...
 
 
+class Shared:
+    """One process's part in the services that all processes of a run use (`pytest -n`).
+
+    Whoever asks for one first starts it. In the run's folder lie a lock and, once it was started, the outcome of each, and a
+    lock that every process holds as long as it has tests.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is the same one for all of them, and empty at first."""
+        self._folder = folder
+        self._using = (folder / "using").open("w", encoding="utf-8")
+        fcntl.flock(self._using, fcntl.LOCK_SH)
+
+    def start(self, service: Service) -> Running:
+        """The service, started here unless another process has. Raises `NotAvailable`, the same for all."""
+        told = self._folder / f"{service.name}.json"
+        with exclusive(self._folder / f"{service.name}.lock"):
+            if not told.exists():
+                try:
+                    outcome = asdict(service.start())
+                except NotAvailable as exc:
+                    outcome = {"reason": str(exc), "command": exc.command}
+                told.write_text(json.dumps(outcome), encoding="utf-8")
+            outcome = json.loads(told.read_text(encoding="utf-8"))
+        if "reason" in outcome:
+            raise NotAvailable(**outcome)
+        return Running(**outcome)
+
+    def leave(self) -> None:
+        """Return when no process has tests any more, however it ended. Calling it twice is harmless."""
+        if not self._using.closed:
+            fcntl.flock(self._using, fcntl.LOCK_UN)
+            fcntl.flock(self._using, fcntl.LOCK_EX)
+            self._using.close()
+
+
 @dataclass(slots=True)
 class Board:
     """What the tests of this session asked for, and what became of it."""
 
+    shared: Shared | None = None
+    """Where other processes have tests of the same run."""
     services: dict[str, Service] = field(default_factory=dict)
     outcomes: dict[str, Running | NotAvailable] = field(default_factory=dict)
     tests: Counter[str] = field(default_factory=Counter)
 
-    def demand(self, service: Service) -> Running:
-        """The running service, started on the first call. Raises `NotAvailable`, the same one every time."""
+    def demand(self, service: Service, *, alone: bool = False) -> Running:
+        """The running service, started on the first call. Raises `NotAvailable`, the same one every time.
+
+        `alone` is for a service that a test knows more of than its URL: it is this process's own.
+        """
         if service.name not in self.outcomes:
             self.services[service.name] = service
             try:
-                self.outcomes[service.name] = service.start()
+                start = service.start if alone or self.shared is None else partial(self.shared.start, service)
+                self.outcomes[service.name] = start()
             except NotAvailable as exc:
                 self.outcomes[service.name] = exc
         outcome = self.outcomes[service.name]
@@ -104,7 +148,9 @@ class Board:
         self.tests.update(report["tests"])
 
     def stop(self) -> None:
-        """Stop everything that was started here."""
+        """Stop everything that was started here, when nobody uses it any more."""
+        if self.shared is not None:
+            self.shared.leave()
         for service in self.services.values():
             service.stop()
 

@@ -4,14 +4,13 @@
         worker = pool.start("run", failpoints="s3.complete.after=kill")
         assert worker.wait() == -signal.SIGKILL
 
-Start workers from a thread that outlives them, such as pytest's main one: they die with it (tests/support/tether.py).
+Start cold ones (tests/support/cli.py) from a thread that outlives them, such as pytest's main one: they die with it.
 """
 
 import asyncio
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,8 +19,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.support import tether
 from tests.support.cli import Transload
+from tests.support.warm import Process
 
 PATIENCE = 60.0
 """Seconds until what does not happen fails its test."""
@@ -42,7 +41,7 @@ class Usage:
 class Worker:
     """One process. Its standard output and error go to `log`."""
 
-    process: "subprocess.Popen[bytes]"
+    process: Process
     log: Path
 
     @property
@@ -57,12 +56,18 @@ class Worker:
     @property
     def stopped(self) -> bool:
         """Held by SIGSTOP, ours or a failpoint's."""
-        return self.alive and psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
+        try:
+            return self.alive and psutil.Process(self.pid).status() == psutil.STATUS_STOPPED
+        except psutil.NoSuchProcess:
+            return False
 
     @property
     def drains(self) -> bool:
         """It heeds SIGTERM by now; before, that would just end it (SigCgt of proc_pid_status(5))."""
-        status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
+        except FileNotFoundError:
+            return False
         caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
         return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
@@ -127,25 +132,24 @@ class Workers:
     started: list[Worker] = field(default_factory=list)
 
     def start(
-        self, *arguments: str | Path, failpoints: str = "", environ: Mapping[str, str] | None = None
+        self,
+        *arguments: str | Path,
+        failpoints: str = "",
+        environ: Mapping[str, str] | None = None,
+        cold: bool = False,
     ) -> Worker:
         """Start `transload ARGUMENTS…`; `failpoints` is its TRANSLOAD_FAILPOINTS."""
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{len(self.started)}.log"
         armed = {"TRANSLOAD_FAILPOINTS": failpoints} if failpoints else {}
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    tether.__file__,
-                    str(os.getpid()),
-                    *self.transload.command(*arguments),
-                ],
-                stdin=subprocess.DEVNULL,
+        with log.open("wb") as output, Path(os.devnull).open("rb") as nothing:
+            process = self.transload.begin(
+                self.transload.command(*arguments),
+                stdin=nothing,
                 stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**self.transload.environment(), **armed, **(environ or {})},
+                stderr=output,
+                environ={**armed, **(environ or {})},
+                cold=cold,
             )
         worker = Worker(process, log)
         self.started.append(worker)

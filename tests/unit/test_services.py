@@ -1,17 +1,20 @@
 """The harness itself: what it reports, and that no server outlives its run."""
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.support.localstack import LocalStackEndpoint
-from tests.support.services import ROOT, Board, NotAvailable, Running, exclusive, fetch
+from tests.support.services import ROOT, Board, NotAvailable, Running, Shared, exclusive, fetch
 
 
 class Stub:
@@ -94,6 +97,82 @@ def test_a_missing_service_fails_every_time_and_the_table_tells_the_command() ->
     assert any(
         "NOT AVAILABLE: nobody answers; get it with: apt-get install thing" in line for line in board.table()
     )
+
+
+SHARING = """
+import sys
+from pathlib import Path
+from tests.support.services import Board, Running, Shared
+class Counted:
+    name = "thing"
+    def start(self):
+        with Path(sys.argv[1], "starts").open("a") as file:
+            file.write("x")
+        return Running("http://127.0.0.1:1", "1.2", "started here")
+    def stop(self):
+        pass
+board = Board(shared=Shared(Path(sys.argv[1])))
+print(board.demand(Counted()).version, flush=True)
+sys.stdin.read()
+board.stop()
+print("left", flush=True)
+"""
+
+
+def test_processes_of_a_run_share_a_service_until_none_of_them_needs_it(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", SHARING, tmp_path],
+                    cwd=ROOT,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(3)
+        ]
+        first, killed, last = processes
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "1.2\n"
+        assert (tmp_path / "starts").read_text(encoding="utf-8") == "x"
+        assert first.stdin is not None
+        first.stdin.close()
+        killed.kill()
+        with (tmp_path / "using").open() as using, pytest.raises(BlockingIOError):
+            fcntl.flock(using, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert first.poll() is None, "the last one still uses it"
+        assert last.stdin is not None
+        last.stdin.close()
+        for process in (first, last):
+            assert process.stdout is not None
+            assert process.stdout.read() == "left\n"
+
+
+def test_what_is_missing_is_missing_for_all(tmp_path: Path) -> None:
+    stubs = [Stub("thing", NotAvailable("nobody answers", "get it")) for _ in range(2)]
+    boards = [Board(shared=Shared(tmp_path)) for _ in stubs]
+    for board, stub in zip(boards, stubs, strict=True):
+        with pytest.raises(NotAvailable, match="nobody answers"):
+            board.demand(stub)
+    assert [stub.starts for stub in stubs] == [1, 0]
+    with ThreadPoolExecutor() as threads:
+        for done in [threads.submit(board.stop) for board in boards]:
+            done.result(10)
+    assert [stub.stops for stub in stubs] == [1, 1]
+
+
+def test_one_of_its_own_is_not_shared(tmp_path: Path) -> None:
+    stubs = [Stub("thing", Running("http://127.0.0.1:1", "1.2", "started here")) for _ in range(2)]
+    boards = [Board(shared=Shared(tmp_path)) for _ in stubs]
+    for board, stub in zip(boards, stubs, strict=True):
+        board.demand(stub, alone=True)
+    assert [stub.starts for stub in stubs] == [1, 1]
+    with ThreadPoolExecutor() as threads:
+        for done in [threads.submit(board.stop) for board in boards]:
+            done.result(10)
 
 
 def test_the_embedded_ones_are_always_listed() -> None:

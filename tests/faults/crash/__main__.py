@@ -21,7 +21,6 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Coroutine, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -33,7 +32,6 @@ from tests.faults import power_cut, strokes
 from tests.faults.crash import table
 from tests.faults.crash.plan import ELSEWHERE, Passed, Visit, covering, planned, unvisited
 from tests.faults.crash.table import Outcome
-from tests.faults.crash.warm import WarmWorkers
 from tests.faults.scenarios import SCENARIOS, Scenario, Stage
 from tests.faults.worlds import (
     BACKENDS,
@@ -50,6 +48,7 @@ from tests.faults.worlds import (
 )
 from tests.support.services import NotAvailable
 from tests.support.strace import Strace
+from tests.support.workers import workers
 from worker import logs
 
 ROOT = Path(__file__).resolve().parents[3] / ".bench" / "crash"
@@ -116,7 +115,7 @@ class Matrix:
             outcome = Outcome(what, "strace", calls, number, self.seed, folder / str(number))
             async with self.gate:
                 try:
-                    struck = await strokes.strike(stroke, number, outcome.folder, self.seed)
+                    struck = await strokes.strike(stroke, number, outcome.folder, self.seed, measured=True)
                 except Exception as exc:  # noqa: BLE001 - as below
                     outcome.problems.append(f"{type(exc).__name__}: {exc}")
                 else:
@@ -175,10 +174,8 @@ class Matrix:
             migrated=scenario.migrated,
             changes=scenario.changes,
         ) as place:
-            place.transload.environ["PYTHONPYCACHEPREFIX"] = str(ROOT / "pycache")
-            place.transload.environ["PYTHONDONTWRITEBYTECODE"] = ""
-            with closing(WarmWorkers(place.transload, outcome.folder / "logs")) as pool:
-                stage = Stage(place, pool, seed)
+            with workers(place.transload, outcome.folder / "logs") as pool:
+                stage = Stage(place, pool, seed, measured=True)
                 await scenario.prepare(stage)
                 dead = await scenario.armed(stage, failpoints)
                 died = time.time()
@@ -282,6 +279,8 @@ def main() -> int:
     if options.seed is None:
         options.seed = random.SystemRandom().randrange(1 << 20)
     print(f"seed {options.seed}", flush=True)
+    # Compiled anew by every worker that starts from nothing, the code would be most of what it takes one to recover.
+    os.environ |= {"PYTHONPYCACHEPREFIX": str(ROOT / "pycache"), "PYTHONDONTWRITEBYTECODE": ""}
     logs.configure("error", "json", sys.stderr)
     # Parsing the descriptions of AWS's services is most of what a client costs, and every visit makes a dozen.
     load = functools.cache(JSONFileLoader().load_file)
