@@ -42,6 +42,7 @@ from worker.service import Service, ServiceSettings
 from worker.settings import Settings
 from worker.settings_places import RouteSettings
 from worker.steps import open_keys, steps_of
+from worker.tracing import UNTRACED, Tracing
 from worker.uploads import UploadLog
 
 
@@ -57,21 +58,28 @@ def make_handlers(settings: Settings, keys: KeyRing | None = None) -> Handlers:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterator[Service]:
-    """A worker, ready to `run`; with `admin` its metrics and probes are served, unless the settings say no."""
+async def open_service(
+    settings: Settings, *, admin: bool = True, tracing: Tracing | None = None
+) -> AsyncIterator[Service]:
+    """A worker, ready to `run`; with `admin` its metrics and probes are served, unless the settings say no.
+
+    `tracing` is the caller's own; without, it is what the settings say.
+    """
     async with AsyncExitStack() as stack:
         metrics, health = Metrics(), Health()
         if settings.cloudwatch.enabled:
             # First, so that it ends last: its last round has everything.
             await stack.enter_async_context(_sending(settings, metrics))
+        if tracing is None:
+            tracing = await stack.enter_async_context(open_tracing(settings))
         ledger = await stack.enter_async_context(open_ledger(settings, audit.worker()))
         queue = await stack.enter_async_context(open_queue(settings))
         publisher = await stack.enter_async_context(open_publisher(settings))
         staging = await stack.enter_async_context(stores.open_staging(settings))
         targets = await stack.enter_async_context(stores.open_targets(settings, metrics.circuit))
         health.schema_current = health.queue_reachable = True
-        measured = _measured(targets, metrics, uploads=_upload_logs(settings))
-        measured_staging = _measured(staging, metrics, "staging-")
+        measured = _measured(targets, metrics, tracing, uploads=_upload_logs(settings))
+        measured_staging = _measured(staging, metrics, tracing, "staging-")
         relay = Relay(
             ledger=ledger,
             publisher=publisher,
@@ -84,6 +92,7 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             retry=RetryPolicy(base=settings.relay.retry_base, cap=settings.relay.retry_cap),
             random=random.random,
             metrics=metrics,
+            tracing=tracing,
         )
         spool = settings.home / "spool"
         spool.mkdir(parents=True, exist_ok=True)
@@ -98,6 +107,7 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             budget=budget,
             spool=spool,
             on_complete=relay.wake,
+            tracing=tracing,
         )
         if admin and settings.admin.enabled:
             server = AdminServer(metrics, health, host=settings.admin.host, port=settings.admin.port)
@@ -121,6 +131,7 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             metrics=metrics,
             health=health,
             circuits=_circuits(settings, targets),
+            tracing=tracing,
         )
 
 
@@ -135,9 +146,11 @@ async def open_housekeeping(settings: Settings) -> AsyncIterator[Housekeeping]:
 
 
 @asynccontextmanager
-async def open_producer(settings: Settings) -> AsyncIterator[Producer]:
-    """The fetcher's side: stages into the first staging source, announces on the queue."""
+async def open_producer(settings: Settings, *, tracing: Tracing | None = None) -> AsyncIterator[Producer]:
+    """The fetcher's side: stages into the first staging source, announces on the queue. `tracing` as for `open_service`."""
     async with AsyncExitStack() as stack:
+        if tracing is None:
+            tracing = await stack.enter_async_context(open_tracing(settings))
         source = stores.staging_sources(settings)[0]
         chosen = settings.staging[source.name]
         staging = await BACKENDS.load(chosen.backend).connect(chosen.options)
@@ -148,6 +161,28 @@ async def open_producer(settings: Settings) -> AsyncIterator[Producer]:
             staging=staging,
             source=source,
             max_message_bytes=settings.worker.max_message_bytes,
+            tracing=tracing,
+        )
+
+
+@asynccontextmanager
+async def open_tracing(settings: Settings) -> AsyncIterator[Tracing]:
+    """Raises `MissingExtra`."""
+    if not settings.tracing.enabled:
+        yield UNTRACED
+        return
+    try:
+        # Its SDK is of an extra.
+        from worker.opentelemetry_export import exporting  # noqa: PLC0415
+        from worker.opentelemetry_tracing import OpenTelemetryTracing, destinations  # noqa: PLC0415
+    except ModuleNotFoundError as exc:
+        raise MissingExtra(
+            f"tracing needs the package {exc.name!r}; install it with: pip install 'transload[tracing]'"
+        ) from exc
+    messages, completions = destinations(settings)
+    async with exporting(settings.tracing) as provider:
+        yield OpenTelemetryTracing(
+            provider, messages=messages, completions=completions, parent=settings.tracing.parent
         )
 
 
@@ -273,6 +308,7 @@ def _upload_logs(settings: Settings) -> Mapping[str, UploadLog]:
 def _measured(
     backends: Mapping[str, StorageBackend],
     metrics: Metrics,
+    tracing: Tracing,
     kind: str = "",
     uploads: Mapping[str, UploadLog] = MappingProxyType({}),
 ) -> Mapping[str, StorageBackend]:
@@ -281,6 +317,7 @@ def _measured(
 
         def observe(seen: Observation) -> None:
             count(seen)
+            tracing.observed(kind + name, seen)
             if log is not None:
                 log(seen)
 

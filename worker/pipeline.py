@@ -23,6 +23,7 @@ from worker.ledger.base import Ledger, LedgerError
 from worker.ledger.values import Close, Entry, Recorded, StoredObject, StoredResource, Transfer
 from worker.manifest import Manifests
 from worker.queues.base import Ack, Disposition
+from worker.tracing import UNTRACED, Tracing
 
 
 class Pipeline:
@@ -39,6 +40,7 @@ class Pipeline:
         budget: Budget,
         spool: Path,
         on_complete: Callable[[], None],
+        tracing: Tracing = UNTRACED,
     ) -> None:
         """`staging` and `targets` hold a connected backend for every name the handlers plan with.
 
@@ -54,6 +56,7 @@ class Pipeline:
         self._budget = budget
         self._spool = spool
         self._on_complete = on_complete
+        self._tracing = tracing
         self._manifests = Manifests(ledger, targets)
         self._log = structlog.get_logger("pipeline")
 
@@ -64,13 +67,14 @@ class Pipeline:
         """
         command = decode(delivery.body, self._max_message_bytes)
         structlog.contextvars.bind_contextvars(bid=command.bundle.bid)
+        self._tracing.about(command)
         if recorded := await self._ledger.find(command.id):
             _check_same(command, recorded)
             return await self._finish(command, delivery)
         plan = self._handlers.plan(command)
         delivery.route = plan.route
         if isinstance(plan, ClosePlan):
-            self._tell(command, await self._ledger.record(_entry(plan)))
+            self._tell(command, await self._tracing.record(self._ledger, _entry(plan)))
             return Ack()
         return await self._store(plan, delivery)
 
@@ -99,7 +103,7 @@ class Pipeline:
             raise _reason(required)
         missing = tuple(map(_missed, executed.misses))
         entry = _entry(plan, placements, missing, executed.before)
-        recorded = await self._ledger.record(entry)
+        recorded = await self._tracing.record(self._ledger, entry)
         self._tell(plan.command, recorded)
         if recorded.unsettled:
             # Another delivery of it was faster. What it left undone is known only there.

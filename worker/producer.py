@@ -35,6 +35,7 @@ from handlers.messages import (
 from handlers.naming import resource_id, resource_name
 from handlers.plan import StagingSource
 from worker.queues.base import OutgoingMessage, Queue
+from worker.tracing import NO_CONTEXT, UNTRACED, TraceContext, Tracing
 
 _WIDEST = 1 << 62
 """Stands for a size that is not known yet: no real one takes more digits."""
@@ -93,12 +94,14 @@ class Producer:
         source: StagingSource,
         new_bid: BidFactory | None = None,
         max_message_bytes: int = DEFAULT_LIMIT,
+        tracing: Tracing = UNTRACED,
     ) -> None:
         """`max_message_bytes` is the worker's limit: what it would refuse is not announced. `source` is the worker's view of `staging`: the locations announced are spelled by it."""
         self._queue = queue
         self._staging = staging
         self._source = source
         self._limit = max_message_bytes
+        self._tracing = tracing
         self._new_bid = BidFactory() if new_bid is None else new_bid
 
     async def start_bundle(self, bundle_ref: BundleRef, recipe: str | Recipe) -> "BundleStorageContext":
@@ -116,7 +119,16 @@ class Producer:
             )
         except ValidationError as exc:
             raise ProducerError(_reason(exc)) from exc
-        return BundleStorageContext(ref, bundle, self._queue, self._staging, self._source, self._limit)
+        return BundleStorageContext(
+            ref,
+            bundle,
+            self._queue,
+            self._staging,
+            self._source,
+            self._limit,
+            self._tracing,
+            self._tracing.begin_bundle(bundle),
+        )
 
 
 class BundleStorageContext:
@@ -130,6 +142,8 @@ class BundleStorageContext:
         staging: StorageBackend,
         source: StagingSource,
         max_message_bytes: int,
+        tracing: Tracing = UNTRACED,
+        trace: TraceContext = NO_CONTEXT,
     ) -> None:
         """Made by `Producer.start_bundle`."""
         self.bundle_ref = ref
@@ -138,6 +152,8 @@ class BundleStorageContext:
         self._staging = staging
         self._source = source
         self._limit = max_message_bytes
+        self._tracing = tracing
+        self._trace = trace
         self._adding = 0
         self._unannounced: set[str] = set()
         self._closed = False
@@ -249,8 +265,8 @@ class BundleStorageContext:
         )
 
     async def _send(self, command: Command) -> None:
-        body = self._body(command)
-        await self._queue.send([OutgoingMessage(body, group=self.bid, deduplication_id=command.id)])
+        message = OutgoingMessage(self._body(command), group=self.bid, deduplication_id=command.id)
+        await self._tracing.send(self._queue, message, command, self._trace)
 
     def _body(self, command: Command) -> bytes:
         """The message's bytes, if the worker would take them. Raises `ProducerError`."""

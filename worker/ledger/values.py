@@ -4,7 +4,7 @@ Used by everything that speaks to a ledger, and by the ledger itself. Times of d
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from handlers.payload import Before
@@ -82,6 +82,8 @@ class Entry:
     close: Close | None = None
     missing: tuple[Transfer, ...] = ()
     """Best-effort targets that are still without the resource's payload."""
+    trace: Mapping[str, str] = field(default_factory=dict)
+    """The trace context (`traceparent`, `tracestate`) for the bundle's completion, should this entry complete it."""
 
 
 @dataclass(frozen=True, slots=True)

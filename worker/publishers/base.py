@@ -44,6 +44,11 @@ class PublisherOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def destination_name(self) -> str:
+        """What traces call the destination."""
+        return ""
+
 
 class Publisher(Protocol):
     """See the module's docstring for what holds everywhere; adapters document only how they differ."""
