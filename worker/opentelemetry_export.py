@@ -33,7 +33,8 @@ _WAITING: Final = 4096
 """Spans that wait to be sent; beyond that the oldest are dropped."""
 _BATCH: Final = 512
 _ROUND_MS: Final = 2000
-_SDK_LOGGERS: Final = ("opentelemetry.exporter", "opentelemetry.sdk")
+_EXPORTERS: Final = "opentelemetry.exporter"
+"""The logger of whatever sends. That of the SDK itself is left alone: it tells of dropped spans, at most three times a minute."""
 
 
 class WatchedExporter(SpanExporter):
@@ -51,6 +52,9 @@ class WatchedExporter(SpanExporter):
         """Called on the SDK's thread."""
         result = self._inner.export(spans)
         failing = result is not SpanExportResult.SUCCESS
+        if self._closed:
+            # Who broke it off has said so.
+            return result
         if failing and not self._failing:
             self._log.warning("traces are not sent; spans are dropped meanwhile", error=self._said.last)
         elif self._failing and not failing:
@@ -66,7 +70,7 @@ class WatchedExporter(SpanExporter):
 
 
 class Said(logging.Handler):
-    """Remembers the last thing the SDK said of a failure, and says no more: it speaks for every batch."""
+    """Remembers the last thing an exporter said of a failure, and says no more: it speaks of every try."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -130,16 +134,13 @@ async def _end(provider: TracerProvider, exporter: WatchedExporter) -> None:
 
 @contextmanager
 def _heard() -> Iterator[Said]:
-    """What the SDK logs of its failures goes to us instead."""
-    said = Said()
-    loggers = [logging.getLogger(name) for name in _SDK_LOGGERS]
-    before = [logger.propagate for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(said)
-        logger.propagate = False
+    """What exporters log of their failures goes to us instead."""
+    said, logger = Said(), logging.getLogger(_EXPORTERS)
+    before = logger.propagate
+    logger.addHandler(said)
+    logger.propagate = False
     try:
         yield said
     finally:
-        for logger, propagate in zip(loggers, before, strict=True):
-            logger.removeHandler(said)
-            logger.propagate = propagate
+        logger.removeHandler(said)
+        logger.propagate = before
