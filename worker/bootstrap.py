@@ -42,6 +42,7 @@ from worker.service import Service, ServiceSettings
 from worker.settings import Settings
 from worker.settings_places import RouteSettings
 from worker.steps import open_keys, steps_of
+from worker.tracing import UNTRACED, Tracing
 from worker.uploads import UploadLog
 
 
@@ -57,25 +58,32 @@ def make_handlers(settings: Settings, keys: KeyRing | None = None) -> Handlers:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterator[Service]:
-    """A worker, ready to `run`; with `admin` its metrics and probes are served, unless the settings say no."""
+async def open_service(
+    settings: Settings, *, admin: bool = True, tracing: Tracing | None = None
+) -> AsyncIterator[Service]:
+    """A worker, ready to `run`; with `admin` its metrics and probes are served, unless the settings say no.
+
+    `tracing` is the caller's own; without, it is what the settings say.
+    """
     async with AsyncExitStack() as stack:
         metrics, health = Metrics(), Health()
         if settings.cloudwatch.enabled:
             # First, so that it ends last: its last round has everything.
             await stack.enter_async_context(sending_metrics(settings, metrics))
+        if tracing is None:
+            tracing = await stack.enter_async_context(open_tracing(settings))
         ledger = await stack.enter_async_context(open_ledger(settings, audit.worker()))
         queue = await stack.enter_async_context(open_queue(settings))
         publisher = await stack.enter_async_context(open_publisher(settings))
         staging = await stack.enter_async_context(stores.open_staging(settings))
         targets = await stack.enter_async_context(stores.open_targets(settings, metrics.circuit))
         health.schema_current = health.queue_reachable = True
-        measured = with_metrics(targets, metrics, uploads=upload_logs(settings))
-        measured_staging = with_metrics(staging, metrics, "staging-")
+        measured = with_metrics(targets, metrics, tracing, uploads=upload_logs(settings))
+        measured_staging = with_metrics(staging, metrics, tracing, "staging-")
         budget = make_budget(settings, metrics)
-        relay = make_relay(settings, ledger, measured, metrics, budget, publisher)
+        relay = make_relay(settings, ledger, measured, metrics, budget, publisher, tracing)
         pipeline = await make_pipeline(
-            settings, ledger, measured_staging, measured, metrics, budget, relay.wake
+            settings, ledger, measured_staging, measured, metrics, budget, relay.wake, tracing
         )
         if admin and settings.admin.enabled:
             chosen = settings.admin
@@ -101,6 +109,7 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             metrics=metrics,
             health=health,
             circuits=_circuits(settings, targets),
+            tracing=tracing,
         )
 
 
@@ -115,9 +124,11 @@ async def open_housekeeping(settings: Settings) -> AsyncIterator[Housekeeping]:
 
 
 @asynccontextmanager
-async def open_producer(settings: Settings) -> AsyncIterator[Producer]:
-    """The fetcher's side: stages into the first staging source, announces on the queue."""
+async def open_producer(settings: Settings, *, tracing: Tracing | None = None) -> AsyncIterator[Producer]:
+    """The fetcher's side: stages into the first staging source, announces on the queue. `tracing` as for `open_service`."""
     async with AsyncExitStack() as stack:
+        if tracing is None:
+            tracing = await stack.enter_async_context(open_tracing(settings))
         source = stores.staging_sources(settings)[0]
         chosen = settings.staging[source.name]
         staging = await BACKENDS.load(chosen.backend).connect(chosen.options)
@@ -128,6 +139,28 @@ async def open_producer(settings: Settings) -> AsyncIterator[Producer]:
             staging=staging,
             source=source,
             max_message_bytes=settings.worker.max_message_bytes,
+            tracing=tracing,
+        )
+
+
+@asynccontextmanager
+async def open_tracing(settings: Settings) -> AsyncIterator[Tracing]:
+    """Raises `MissingExtra`."""
+    if not settings.tracing.enabled:
+        yield UNTRACED
+        return
+    try:
+        # Its SDK is of an extra.
+        from worker.opentelemetry_export import exporting  # noqa: PLC0415
+        from worker.opentelemetry_tracing import OpenTelemetryTracing, destinations  # noqa: PLC0415
+    except ModuleNotFoundError as exc:
+        raise MissingExtra(
+            f"tracing needs the package {exc.name!r}; install it with: pip install 'transload[tracing]'"
+        ) from exc
+    messages, completions = destinations(settings)
+    async with exporting(settings.tracing) as provider:
+        yield OpenTelemetryTracing(
+            provider, messages=messages, completions=completions, parent=settings.tracing.parent
         )
 
 
@@ -198,6 +231,7 @@ def make_relay(
     metrics: Metrics,
     budget: Budget,
     publisher: Outlet,
+    tracing: Tracing = UNTRACED,
 ) -> Relay:
     """A relay that announces through that publisher."""
     return Relay(
@@ -213,6 +247,7 @@ def make_relay(
         random=random.random,
         metrics=metrics,
         budget=budget,
+        tracing=tracing,
     )
 
 
@@ -224,6 +259,7 @@ async def make_pipeline(
     metrics: Metrics,
     budget: Budget,
     on_complete: Callable[[], None],
+    tracing: Tracing = UNTRACED,
 ) -> Pipeline:
     """The path of messages from `staging` to `targets`. Raises `KeyUnusable`, or a `StorageError`, as `open_keys` does."""
     spool = settings.home / "spool"
@@ -238,6 +274,7 @@ async def make_pipeline(
         spool=spool,
         on_complete=on_complete,
         on_referred=metrics.referred,
+        tracing=tracing,
     )
 
 
@@ -310,6 +347,7 @@ def upload_logs(settings: Settings) -> Mapping[str, UploadLog]:
 def with_metrics(
     backends: Mapping[str, StorageBackend],
     metrics: Metrics,
+    tracing: Tracing,
     kind: str = "",
     uploads: Mapping[str, UploadLog] = MappingProxyType({}),
 ) -> Mapping[str, StorageBackend]:
@@ -320,6 +358,7 @@ def with_metrics(
 
         def observe(seen: Observation) -> None:
             count(seen)
+            tracing.observed(kind + name, seen)
             if log is not None:
                 log(seen)
 

@@ -13,6 +13,8 @@ from uuid import UUID, uuid5
 from handlers.plan import BundleTarget
 
 SCHEMA_VERSION = 1
+TRACE = ("traceparent", "tracestate")
+"""Where a notification carries a trace context: in its body, which is frozen, and as attributes that are read from there."""
 _NAMESPACE = UUID("628c544c-4212-4806-89f4-c74a6748356d")
 
 
@@ -36,11 +38,12 @@ def body(
     metadata: Mapping[str, Any],
     targets: Sequence[BundleTarget],
     missing: Mapping[str, int] | None = None,
+    trace: Mapping[str, str] | None = None,
 ) -> bytes:
     """The notification's bytes: ASCII JSON, the same for the same facts.
 
     `completed_at` is milliseconds since the epoch. The first of `targets` is the one announced; `missing` counts the payloads
-    that a best-effort target is still without.
+    that a best-effort target is still without. `trace` is the trace context of the message that completed the bundle.
     """
     announced = targets[0]
     content = {
@@ -56,6 +59,7 @@ def body(
         "status": "complete",
         "targets": [_outcome(target, (missing or {}).get(target.target, 0)) for target in targets],
         "manifest_key": announced.manifest_key,
+        **{name: trace[name] for name in TRACE if trace and trace.get(name)},
     }
     return json.dumps(content).encode()
 
@@ -73,3 +77,21 @@ def _outcome(target: BundleTarget, missing: int) -> dict[str, str | int]:
 def attributes(*, bid: str, recipe_id: str, completed_at: int) -> dict[str, str]:
     """The three String attributes the seed's consumers filter by."""
     return {"bundle_id": bid, "recipe_id": recipe_id, "completion_timestamp": timestamp(completed_at)}
+
+
+def trace(body: bytes) -> dict[str, str]:
+    """The trace context that lies in a notification's body; empty where there is none, also in a body that is not ours."""
+    if b'"traceparent"' not in body:
+        return {}
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    found = content if isinstance(content, dict) else {}
+    return {name: found[name] for name in TRACE if isinstance(found.get(name), str)}
+
+
+def trace_ids(body: bytes) -> dict[str, str]:
+    """The same as a log line shows it: `trace_id` and `span_id`."""
+    parts = trace(body).get("traceparent", "").split("-")
+    return {"trace_id": parts[1], "span_id": parts[2]} if len(parts) == 4 else {}

@@ -26,6 +26,7 @@ from worker.ledger.values import Close, Entry, Recorded, StoredObject, StoredRes
 from worker.manifest import Manifests
 from worker.queues.base import Ack, Disposition
 from worker.sharing import known_to, referring, shared
+from worker.tracing import UNTRACED, Tracing
 
 
 class Delivery(Protocol):
@@ -62,6 +63,7 @@ class Pipeline:
         on_complete: Callable[[], None],
         clock: Callable[[], float] = time.time,
         on_referred: Callable[[str, int], None] | None = None,
+        tracing: Tracing = UNTRACED,
     ) -> None:
         """`staging` and `targets` hold a connected backend for every name the handlers plan with.
 
@@ -81,6 +83,7 @@ class Pipeline:
         self._clock = clock
         self._on_referred = on_referred
         self._manifests = Manifests(ledger, targets, budget)
+        self._tracing = tracing
         self._log = structlog.get_logger("pipeline")
 
     async def process(self, delivery: Delivery) -> Disposition:
@@ -90,13 +93,14 @@ class Pipeline:
         """
         command = decode(delivery.body, self._max_message_bytes)
         structlog.contextvars.bind_contextvars(bid=command.bundle.bid)
+        self._tracing.about(command)
         if recorded := await self._ledger.find(command.id):
             _check_same(command, recorded)
             return await self._finish(command, delivery)
         plan = self._handlers.plan(command)
         delivery.route = plan.route
         if isinstance(plan, ClosePlan):
-            self._tell(command, await self._ledger.record(_entry(plan)))
+            self._tell(command, await self._tracing.record(self._ledger, _entry(plan)))
             return Ack()
         return await self._store(plan, delivery)
 
@@ -125,7 +129,7 @@ class Pipeline:
             raise _reason(required)
         missing = tuple(map(_missed, executed.misses))
         entry = _entry(plan, placements, missing, executed.before)
-        recorded = await self._ledger.record(entry)
+        recorded = await self._tracing.record(self._ledger, entry)
         self._tell(plan.command, recorded)
         if recorded.unsettled:
             # Another delivery of it was faster. What it left undone is known only there.

@@ -35,6 +35,7 @@ from handlers.messages import (
 from handlers.naming import resource_id, resource_name
 from handlers.plan import StagingSource
 from worker.queues.base import OutgoingMessage, Queue
+from worker.tracing import NO_CONTEXT, UNTRACED, TraceContext, Tracing
 
 _WIDEST = 1 << 62
 """Stands for a size that is not known yet: no real one takes more digits."""
@@ -93,12 +94,14 @@ class Producer:
         source: StagingSource,
         new_bid: BidFactory | None = None,
         max_message_bytes: int = DEFAULT_LIMIT,
+        tracing: Tracing = UNTRACED,
     ) -> None:
         """`max_message_bytes` is the worker's limit: what it would refuse is not announced. `source` is the worker's view of `staging`: the locations announced are spelled by it."""
         self._queue = queue
         self._staging = staging
         self._source = source
         self._limit = max_message_bytes
+        self._tracing = tracing
         self._new_bid = BidFactory() if new_bid is None else new_bid
 
     async def start_bundle(self, bundle_ref: BundleRef, recipe: str | Recipe) -> "BundleStorageContext":
@@ -108,7 +111,15 @@ class Producer:
         """
         ref = bundle_ref if bundle_ref.bid is not None else replace(bundle_ref, bid=self._new_bid())
         messages = BundleMessages(ref, recipe, self._limit)
-        return BundleStorageContext(ref, messages, self._queue, self._staging, self._source)
+        return BundleStorageContext(
+            ref,
+            messages,
+            self._queue,
+            self._staging,
+            self._source,
+            self._tracing,
+            self._tracing.begin_bundle(messages.bundle),
+        )
 
 
 class BundleMessages:
@@ -183,6 +194,8 @@ class BundleStorageContext:
         queue: Queue,
         staging: StorageBackend,
         source: StagingSource,
+        tracing: Tracing = UNTRACED,
+        trace: TraceContext = NO_CONTEXT,
     ) -> None:
         """Made by `Producer.start_bundle`."""
         self.bundle_ref = ref
@@ -190,6 +203,8 @@ class BundleStorageContext:
         self._queue = queue
         self._staging = staging
         self._source = source
+        self._tracing = tracing
+        self._trace = trace
         self._adding = 0
         self._unannounced: set[str] = set()
         self._closed = False
@@ -282,7 +297,8 @@ class BundleStorageContext:
 
     async def _send(self, command: Command) -> None:
         body = self._messages.body(command)
-        await self._queue.send([OutgoingMessage(body, group=self.bid, deduplication_id=command.id)])
+        message = OutgoingMessage(body, group=self.bid, deduplication_id=command.id)
+        await self._tracing.send(self._queue, message, command, self._trace)
 
 
 def _reason(error: ValidationError) -> str:

@@ -25,6 +25,7 @@ from worker.ledger.values import BundleRecord, OutboxRow
 from worker.manifest import Manifests, TargetGone
 from worker.metrics import Metrics
 from worker.publishers.base import Notification, Outlet
+from worker.tracing import UNTRACED, Tracing
 
 _GATHERING = 0.25
 """Seconds in which finished manifests are gathered for one publication."""
@@ -53,6 +54,7 @@ class Relay:
         random: Callable[[], float],
         metrics: Metrics,
         budget: Budget,
+        tracing: Tracing = UNTRACED,
     ) -> None:
         """`retry.max_attempts` does not apply: a completion is never given up, only parked when it is refused.
 
@@ -65,6 +67,7 @@ class Relay:
         self._retry = retry
         self._random = random
         self._metrics = metrics
+        self._tracing = tracing
         self._due = asyncio.Event()
         self._stopping = False
         self._in_hand = 0
@@ -164,9 +167,12 @@ class Relay:
     async def _publish(self, ready: Sequence[tuple[OutboxRow, Notification]]) -> None:
         if not ready:
             return
-        failpoint("relay.publish.before")
-        outcomes = await self._publisher.publish([sendable for _, sendable in ready])
-        failpoint("relay.publish.after")
+        notifications = [sendable for _, sendable in ready]
+        with self._tracing.publishing(notifications) as answered_with:
+            failpoint("relay.publish.before")
+            outcomes = await self._publisher.publish(notifications)
+            failpoint("relay.publish.after")
+            answered_with(outcomes)
         answered = [(row, error) for (row, _), error in zip(ready, outcomes, strict=True)]
         # First what is out: a row that is not marked is sent again.
         await self._mark([row for row, error in answered if error is None])
@@ -179,7 +185,13 @@ class Relay:
         self._metrics.outbox_publish.labels(result="ok").inc(marked)
         for row in rows:
             self._metrics.outbox_delivery_lag_seconds.observe(max(0.0, time.time() - row.completed_at / 1000))
-            self._log.info("bundle published", bid=row.bid, recipe_id=row.recipe_id, event_id=row.event_id)
+            self._log.info(
+                "bundle published",
+                bid=row.bid,
+                recipe_id=row.recipe_id,
+                event_id=row.event_id,
+                **notification.trace_ids(row.body),
+            )
 
     async def _finalized(self, row: OutboxRow) -> Notification | None:
         """Write archive and manifest to every target; None when that has to wait. Whatever is wrong concerns this row only."""
@@ -188,6 +200,10 @@ class Relay:
         except (ValueError, OverflowError) as exc:
             await self._park(row, exc)
             return None
+        with self._tracing.finalizing(row):
+            return sendable if await self._has_manifests(row) else None
+
+    async def _has_manifests(self, row: OutboxRow) -> bool:
         try:
             await self._finalize(row)
         except (StorageError, LedgerError, TargetGone, CannotArchive) as exc:
@@ -196,8 +212,8 @@ class Relay:
             self._log.exception("manifest failed", bid=row.bid)
             await self._later(row, exc)
         else:
-            return sendable
-        return None
+            return True
+        return False
 
     async def _finalize(self, row: OutboxRow) -> None:
         bundle = await self._ledger.bundle(row.bid)
@@ -234,11 +250,13 @@ class Relay:
     async def _later(self, row: OutboxRow, error: Exception) -> None:
         delay = self._retry.delay(row.attempts, self._random)
         self._metrics.outbox_publish.labels(result="error").inc()
+        self._tracing.failed(error)
         self._log.warning("completion postponed", bid=row.bid, seconds=round(delay, 1), error=str(error))
         await self._noted(self._ledger.postpone(row, delay, str(error)))
 
     async def _park(self, row: OutboxRow, error: Exception) -> None:
         self._metrics.outbox_publish.labels(result="parked").inc()
+        self._tracing.failed(error)
         self._log.error("completion parked: it waits for you", bid=row.bid, error=str(error))
         await self._noted(self._ledger.park(row, str(error)))
 
@@ -275,7 +293,8 @@ def _notification(row: OutboxRow) -> Notification:
         event_id=row.event_id,
         group=row.recipe_id,
         body=row.body,
-        attributes=notification.attributes(
-            bid=row.bid, recipe_id=row.recipe_id, completed_at=row.completed_at
-        ),
+        attributes={
+            **notification.attributes(bid=row.bid, recipe_id=row.recipe_id, completed_at=row.completed_at),
+            **notification.trace(row.body),
+        },
     )

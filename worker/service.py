@@ -28,6 +28,7 @@ from worker.pipeline import Pipeline
 from worker.queues.base import REDRIVES_ATTRIBUTE, Message, Queue, QueueError
 from worker.relay import Relay
 from worker.settling import Settler
+from worker.tracing import UNTRACED, Tracing
 
 _TICK = 0.5
 _GAUGES_EVERY = 5.0
@@ -68,6 +69,7 @@ class Service:
         metrics: Metrics,
         health: Health,
         circuits: Circuits,
+        tracing: Tracing = UNTRACED,
     ) -> None:
         """Takes connected parts; whoever made them closes them after `run`. Without `housekeeping` nothing is swept."""
         self._queue = queue
@@ -78,6 +80,7 @@ class Service:
         self._metrics = metrics
         self._health = health
         self._circuits = circuits
+        self._tracing = tracing
         self._leases = LeaseKeeper(queue, metrics)
         attempts = AttemptLog(
             ledger,
@@ -94,6 +97,7 @@ class Service:
             random=random,
             metrics=metrics,
             on_silence=self._gate.close,
+            tracing=tracing,
         )
         self._stopping = asyncio.Event()
         self._in_work: set[asyncio.Task[None]] = set()
@@ -168,7 +172,7 @@ class Service:
                 await _within(_IDLE_PAUSE, self._stopping.wait())
 
     async def _receive(self, room: int, wait: float) -> Sequence[Message]:
-        messages = await self._queue.receive(room, wait)
+        messages = await self._tracing.receive(self._queue, room, wait)
         self._health.queue_reachable = True
         self._health.received()
         self._metrics.messages_received.labels(queue=self._queue.name).inc(len(messages))

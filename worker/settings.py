@@ -53,6 +53,7 @@ from worker.settings_process import (
     LedgerSettings,
     LogSettings,
     RelaySettings,
+    TracingSettings,
     WorkerSettings,
     sqlite_url,
 )
@@ -124,6 +125,7 @@ class _Builder:
         logs = self._plain(LogSettings, "logs")
         audit = self._plain(AuditSettings, "audit")
         cloudwatch = self._plain(CloudWatchSettings, "cloudwatch")
+        tracing = self._plain(TracingSettings, "tracing")
         provision = self._plain(ProvisionSettings, "provision")
         encryption = self._encryption()
         ledger, routes = self._ledger(), self._routes()
@@ -134,7 +136,7 @@ class _Builder:
         check_deduplication(self._draft, targets, routes)
         if not (queue and publisher and ledger and worker and relay and housekeeping and admin and logs):
             return None
-        if not (audit and cloudwatch and provision):
+        if not (audit and cloudwatch and tracing and provision):
             return None
         return Settings(
             home=self._home,
@@ -151,6 +153,7 @@ class _Builder:
             logs=logs,
             audit=audit,
             cloudwatch=cloudwatch,
+            tracing=tracing,
             encryption=encryption,
             provision=provision.rooted(partial(_absolute, base=self._draft.base, environ=self._environ)),
         )

@@ -30,6 +30,7 @@ from worker.settings_process import (
     LedgerSettings,
     LogSettings,
     RelaySettings,
+    TracingSettings,
     WorkerSettings,
 )
 
@@ -58,6 +59,7 @@ PLAIN: Final[Mapping[str, type[BaseModel]]] = MappingProxyType(
         "logs": LogSettings,
         "audit": AuditSettings,
         "cloudwatch": CloudWatchSettings,
+        "tracing": TracingSettings,
     }
 )
 """Sections that name none."""

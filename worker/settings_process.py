@@ -1,8 +1,11 @@
 """Settings of a process itself: its ledger, its work, and what it tells of it. worker/settings_schema.py hangs them in."""
 
 import ipaddress
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from sqlalchemy import URL
@@ -10,6 +13,9 @@ from sqlalchemy import URL
 from backends.aws_options import AwsOptions
 from worker.ledger.urls import ledger_url
 from worker.settings_section import Section
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 
 
 def _listening_address(value: str) -> str:
@@ -21,6 +27,28 @@ def _listening_address(value: str) -> str:
                 "not an address to listen on; use 127.0.0.1, ::1, localhost or an address of this host"
             ) from exc
     return value
+
+
+def _collector(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        # Looked at, it raises for a port that no URL can have.
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError(
+            "must be the collector's http or https URL, without credentials, query and fragment, "
+            "like http://127.0.0.1:4318; credentials go into headers"
+        )
+    return value
+
+
+def _headers(headers: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value.get_secret_value()):
+            raise ValueError(f"header {name!a} has a name or a value that no header can have")
+    return headers
 
 
 def _ledger_url(value: str) -> str:
@@ -212,3 +240,33 @@ class CloudWatchSettings(Section, AwsOptions):
         if self.namespace.startswith("AWS/"):
             raise ValueError("namespaces that begin with AWS/ are AWS's own; use another")
         return self
+
+
+class TracingSettings(Section):
+    """Traces sent to an OpenTelemetry collector, by OTLP over HTTP."""
+
+    enabled: bool = Field(
+        default=False, description="Whether workers, and commands that send messages, trace what they do."
+    )
+    endpoint: Annotated[str, AfterValidator(_collector)] = Field(
+        default="http://127.0.0.1:4318",
+        description="The collector's base URL; `/v1/traces` is added to it.",
+    )
+    headers: Annotated[Mapping[str, SecretStr], AfterValidator(_headers)] = Field(
+        default={}, description="Headers of every request, as an API key; taken for secrets."
+    )
+    sample_ratio: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="The share of traces that are kept, by their ids. What belongs to a trace that began elsewhere is kept if the "
+        "trace is.",
+    )
+    service_name: str = Field(
+        default="transload", min_length=1, max_length=255, description="What traces call this service."
+    )
+    parent: Literal["link", "child"] = Field(
+        default="link",
+        description="How work on a message hangs on the trace of whoever sent it. `link`: a trace of its own, which links to "
+        "it. `child`: a part of it.",
+    )

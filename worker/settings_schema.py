@@ -28,6 +28,7 @@ from worker.settings_process import (
     LedgerSettings,
     LogSettings,
     RelaySettings,
+    TracingSettings,
     WorkerSettings,
 )
 from worker.settings_section import Section
@@ -51,6 +52,7 @@ class Settings(Section):
     provision: ProvisionSettings = ProvisionSettings()
     audit: AuditSettings = AuditSettings()
     cloudwatch: CloudWatchSettings = CloudWatchSettings()
+    tracing: TracingSettings = TracingSettings()
     encryption: KeyRingOptions | None = None
 
     def redacted(self) -> dict[str, Any]:

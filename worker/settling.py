@@ -21,6 +21,7 @@ from worker.ledger.base import LedgerError
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.queues.base import Ack, Dead, Disposition, Message, QueueError, Retry
+from worker.tracing import UNTRACED, Tracing
 
 
 @dataclass(slots=True)
@@ -47,6 +48,7 @@ class Settler:
         random: Callable[[], float],
         metrics: Metrics,
         on_silence: Callable[[str], None],
+        tracing: Tracing = UNTRACED,
     ) -> None:
         """`queue` is its name. `on_silence` is told why when the ledger did not answer."""
         self._queue = queue
@@ -56,6 +58,7 @@ class Settler:
         self._random = random
         self._metrics = metrics
         self._on_silence = on_silence
+        self._tracing = tracing
         # Whoever looks after a worker finds its messages under one name.
         self._log = structlog.get_logger("service")
         self.progress = Progress()
@@ -63,23 +66,26 @@ class Settler:
     async def handle(self, delivery: Delivery) -> None:
         """Work on one delivery and settle it. Its log lines carry the message's id, and the bid once it is known."""
         structlog.contextvars.bind_contextvars(message=delivery.message.id)
-        try:
-            await self._work_on(delivery)
-        except LeaseLost as exc:
-            self._log.warning("given up", error=str(exc))
-        except asyncio.CancelledError:
-            if not delivery.settling:
-                with suppress(QueueError):
-                    await delivery.settle(Retry(0))
-            raise
-        finally:
-            # Whatever happened: a message nobody works on must not keep its lease.
-            delivery.abandon()
+        with self._tracing.processing(delivery.message):
+            try:
+                await self._work_on(delivery)
+            except LeaseLost as exc:
+                self._tracing.failed(exc)
+                self._log.warning("given up", error=str(exc))
+            except asyncio.CancelledError:
+                if not delivery.settling:
+                    with suppress(QueueError):
+                        await delivery.settle(Retry(0))
+                raise
+            finally:
+                # Whatever happened: a message nobody works on must not keep its lease.
+                delivery.abandon()
 
     async def _work_on(self, delivery: Delivery) -> None:
         started = time.monotonic()
         disposition = await self._disposition(delivery)
         outcome = type(disposition).__name__.lower()
+        self._tracing.note(route=delivery.route, outcome=outcome)
         self._metrics.message_process_seconds.labels(route=delivery.route, outcome=outcome).observe(
             time.monotonic() - started
         )
@@ -110,6 +116,7 @@ class Settler:
 
     def _fate(self, message: Message, failure: Failure, earlier: Sequence[Attempt]) -> Disposition:
         error = failure.error
+        self._tracing.failed(error)
         if isinstance(error, IntegrityError):
             self._metrics.integrity_failures.inc()
         if isinstance(error, LedgerError) and not failure.counts:

@@ -66,7 +66,11 @@ class Recorder:
         self._note_transfers(conn, accepted, inserted)
         finished = {bid: row for bid, row in known.items() if row["completes"]}
         missing = transfers.owed(conn, _with_best_effort(finished)) if finished else {}
-        announced = [outbox_row(row, missing.get(bid, {})) for bid, row in finished.items()]
+        last = {entry.bid: entry for entry in accepted}
+        announced = [
+            outbox_row(row, missing.get(bid, {}), last[bid].trace if bid in last else {})
+            for bid, row in finished.items()
+        ]
         self._insert(conn, outbox, announced)
         if finished:
             self._notify(conn)
@@ -76,7 +80,7 @@ class Recorder:
             id(entry): Recorded(late=known[entry.bid]["was"] != "open" and resource_key(entry) in inserted)
             for entry in accepted
         }
-        for entry in {entry.bid: entry for entry in accepted}.values():
+        for entry in last.values():
             if entry.bid in finished:
                 done[id(entry)] = Recorded(completed=True)
         before = {entry.message_id for entry in entries if id(entry) not in done}

@@ -92,10 +92,12 @@ def payload_digests(before: Before | None, objects: Iterable[StoredObject]) -> s
     return {each.sha256 for each in objects} if before is None else {before.sha256}
 
 
-def outbox_row(row: Mapping[str, Any], missing: Mapping[str, int]) -> dict[str, Any]:
+def outbox_row(
+    row: Mapping[str, Any], missing: Mapping[str, int], trace: Mapping[str, str]
+) -> dict[str, Any]:
     """The row that announces a bundle which was just completed, with the final bytes of its notification.
 
-    `missing`: how many payloads a best-effort target is still without, by target.
+    `missing`: how many payloads a best-effort target is still without, by target. `trace`: that of the entry that completed it.
     """
     return {
         "event_id": notification.event_id(row["bid"]),
@@ -111,6 +113,7 @@ def outbox_row(row: Mapping[str, Any], missing: Mapping[str, int]) -> dict[str, 
             # Where all targets are best effort, one that has everything is announced.
             targets=sorted(bundle_targets(row["targets"]), key=lambda place: place.target in missing),
             missing=missing,
+            trace=trace,
         ),
         "state": "pending",
         "due_at": row["completed_at"],

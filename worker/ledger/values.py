@@ -4,7 +4,7 @@ Used by everything that speaks to a ledger, and by the ledger itself. Times of d
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from handlers.payload import Before
@@ -95,6 +95,8 @@ class Entry:
     """Best-effort targets that are still without the resource's payload."""
     shared: Shared | None = None
     """None unless the route stores identical payloads once."""
+    trace: Mapping[str, str] = field(default_factory=dict)
+    """The trace context (`traceparent`, `tracestate`) for the bundle's completion, should this entry complete it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,11 @@ class PublisherOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def destination_name(self) -> str:
+        """What traces call the destination."""
+        return ""
+
 
 class Outlet(Protocol):
     """What whoever has notifications needs."""

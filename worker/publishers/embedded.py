@@ -71,6 +71,11 @@ class EmbeddedPublisherOptions(PublisherOptions):
         description="Seconds to wait for another process's transaction before giving up.",
     )
 
+    @property
+    def destination_name(self) -> str:
+        """The file's name without its ending."""
+        return self.path.stem
+
 
 class EmbeddedPublisher:
     """A table of completions. Several processes may write and read it at once."""

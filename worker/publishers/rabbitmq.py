@@ -47,6 +47,11 @@ class RabbitPublisherOptions(RabbitOptions, PublisherOptions):
             raise ValueError("routing_key goes with exchange")
         return self
 
+    @property
+    def destination_name(self) -> str:
+        """The queue, or the exchange."""
+        return self.queue or self.exchange or ""
+
 
 class RabbitPublisher:
     """The body goes out byte for byte, the event's id as message id, its attributes as headers."""

@@ -26,6 +26,11 @@ from worker.publishers.base import Notification, PublisherOptions, PublishError,
 class SqsPublisherOptions(SqsOptions, PublisherOptions):
     """The queue notifications go to."""
 
+    @property
+    def destination_name(self) -> str:
+        """The last part of its URL."""
+        return self.queue_url.rstrip("/").rpartition("/")[2]
+
 
 class SqsPublisher:
     """Sends each notification's body and, as String attributes, exactly its attributes."""

@@ -20,6 +20,7 @@ from worker.publishers.base import Outlet
 from worker.relay import Relay
 from worker.settings_in_process import StorageOptionsError, Storing
 from worker.storage.workspace import workspace
+from worker.tracing import UNTRACED
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,8 @@ async def open_parts(storing: Storing) -> AsyncGenerator[Parts, None]:
         publisher = await stack.enter_async_context(bootstrap.open_publisher(settings))
         staging = await stack.enter_async_context(stores.open_staging(settings))
         targets = await stack.enter_async_context(stores.open_targets(settings, metrics.circuit))
-        measured = bootstrap.with_metrics(targets, metrics, uploads=bootstrap.upload_logs(settings))
-        measured_staging = bootstrap.with_metrics(staging, metrics, "staging-")
+        measured = bootstrap.with_metrics(targets, metrics, UNTRACED, uploads=bootstrap.upload_logs(settings))
+        measured_staging = bootstrap.with_metrics(staging, metrics, UNTRACED, "staging-")
         budget = bootstrap.make_budget(settings, metrics)
         (source,) = stores.staging_sources(settings)
         yield Parts(
