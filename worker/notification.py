@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from handlers.plan import BundleTarget
+from worker.notification_fields import Completion, CompletionTarget
 
 SCHEMA_VERSION = 1
 _NAMESPACE = UUID("628c544c-4212-4806-89f4-c74a6748356d")
@@ -43,7 +44,7 @@ def body(
     that a best-effort target is still without.
     """
     announced = targets[0]
-    content = {
+    content: Completion = {
         "bundle_id": bid,
         "recipe_id": recipe_id,
         "primary_url": primary_url,
@@ -60,14 +61,16 @@ def body(
     return json.dumps(content).encode()
 
 
-def _outcome(target: BundleTarget, missing: int) -> dict[str, str | int]:
-    outcome: dict[str, str | int] = {
+def _outcome(target: BundleTarget, missing: int) -> CompletionTarget:
+    outcome: CompletionTarget = {
         "target": target.target,
         "status": "incomplete" if missing else "stored",
         "storage_key": target.storage_key,
         "manifest_key": target.manifest_key,
     }
-    return {**outcome, "missing": missing} if missing else outcome
+    if missing:
+        outcome["missing"] = missing
+    return outcome
 
 
 def attributes(*, bid: str, recipe_id: str, completed_at: int) -> dict[str, str]:
