@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 JOBS   := 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance lint format bench bench-memory bench-transforms crash soak fuzz lock clean
+.PHONY: help demo test conformance lint format docs simulate-scaling bench bench-memory bench-transforms crash soak fuzz lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ fuzz: $(STAMP) ## hostile input for every decoder (MINUTES=5, SEED=, ARGS=zips: 
 
 bench-transforms: $(STAMP) ## MB/s of every codec, beside the plain library and beside Python's own
 	@$(BIN)/python -m tests.benchmarks.transforms $(ARGS)
+
+simulate-scaling: $(STAMP) ## what KEDA's loop does to busy pods, with the chart's defaults and without: the tables of docs/scaling.md
+	@$(BIN)/python -m tests.benchmarks.scaling
 
 clean: ## remove everything the other targets made
 	rm -rf $(VENV) .services .demo .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -7,13 +7,13 @@ worker/relay.py for the message attributes.
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 from uuid import UUID, uuid5
 
 from handlers.plan import BundleTarget
 from worker.notification_fields import Completion, CompletionTarget
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 _NAMESPACE = UUID("628c544c-4212-4806-89f4-c74a6748356d")
 
 

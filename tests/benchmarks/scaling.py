@@ -8,7 +8,7 @@ seeds give the same tables.
 import json
 import random
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Final
 
 import yaml
 
+from tests.benchmarks.scaling_costs import cost_table
 from tests.benchmarks.scaling_loop import Cluster, Outcome, Policy, Scaler, Worker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,20 +152,21 @@ def simulate(scenario: str, setting: str) -> Row:
     return Row(setting, outcomes)
 
 
-def table(scenario: str) -> str:
+def row_table(rows: Iterable[Row]) -> str:
     """One scenario with every setting, in Markdown."""
     lines = [
         "| setting | busy pods stopped | of these cut off | messages given back | work thrown away | last one done after | pod hours |",
         "|---|---|---|---|---|---|---|",
     ]
-    lines += ["| " + " | ".join(simulate(scenario, setting).cells()) + " |" for setting in SETTINGS]
+    lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
     return "\n".join(lines)
 
 
 def main() -> None:
     """Print every table."""
     for scenario in SCENARIOS:
-        print(f"### {scenario}\n\n{table(scenario)}\n")
+        print(f"### {scenario}\n\n{row_table(simulate(scenario, setting) for setting in SETTINGS)}\n")
+    print(f"### A million resources\n\n{cost_table()}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
-from referencing import Registry, Resource
+from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 from handlers.errors import Refused
@@ -116,9 +116,7 @@ def test_what_has_to_be_there(field: str) -> None:
 
 def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
     document = asyncapi()
-    resolver = Registry().with_resource(
-        "urn:transload", Resource(contents=document, specification=DRAFT202012)
-    )
+    resolver = Registry().with_resource("urn:transload", DRAFT202012.create_resource(document))
     found = set(re.findall(r'"\$ref": "(#/[^"]+)"', json.dumps(document)))
     assert {"#/components/schemas/Completion", "#/components/messages/BundleClosed"} <= found
     for reference in found:
