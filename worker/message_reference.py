@@ -1,12 +1,11 @@
 """The messages as documents for machines: docs/messages.schema.json and docs/asyncapi.yaml, made of the models.
 
-`python -m worker.message_reference docs` writes both; a test compares them with what is there. A queue's consumers and producers in
-other languages generate their types from them.
+`python -m worker.message_reference messages.schema.json > docs/messages.schema.json` writes the one, with `asyncapi.yaml` the other; a
+test compares them with what is there. Consumers and producers in other languages generate their types from them.
 """
 
 import json
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -88,7 +87,7 @@ def documents() -> dict[str, str]:
     """Both files, by their names."""
     return {
         SCHEMA_FILE: json.dumps(json_schema(), indent=2) + "\n",
-        ASYNCAPI_FILE: "# Written by `python -m worker.message_reference docs`; a test keeps it so.\n"
+        ASYNCAPI_FILE: f"# Written by `python -m worker.message_reference {ASYNCAPI_FILE}`; a test keeps it so.\n"
         + yaml.safe_dump(asyncapi(), sort_keys=False, width=120),
     }
 
@@ -119,11 +118,5 @@ def _reference(kind: str, name: str) -> Schema:
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
-def main() -> None:
-    """Write both files into the folder that is named."""
-    for name, text in documents().items():
-        (Path(sys.argv[1]) / name).write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    sys.stdout.write(documents()[sys.argv[1]])

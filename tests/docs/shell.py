@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -94,7 +94,7 @@ def _answer(call: dict[str, Any]) -> dict[str, Any]:
         out.flush()
         err.flush()
     texts = {
-        name: base64.b64encode(cast("io.BytesIO", stream.buffer).getvalue()).decode()
+        name: base64.b64encode(stream.buffer.getvalue()).decode()
         for name, stream in (("out", out), ("err", err))
     }
     return {"status": status, **texts}

@@ -41,7 +41,7 @@ def name_of(command: Command) -> str:
 @pytest.mark.parametrize("name", documents())
 def test_the_documents_are_the_generated_ones(name: str) -> None:
     assert (DOCS / name).read_text(encoding="utf-8") == documents()[name], (
-        "run: python -m worker.message_reference docs"
+        f"run: python -m worker.message_reference {name} > docs/{name}"
     )
 
 
