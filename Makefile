@@ -9,10 +9,10 @@ STAMP  := $(VENV)/.installed
 JOBS   := 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance lint format bench bench-memory bench-transforms crash soak fuzz lock clean
+.PHONY: help demo test conformance lint format docs simulate-scaling bench bench-memory bench-transforms crash soak fuzz lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Transload needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Say which: make PYTHON=python3.12 …"; exit 1; }
@@ -63,5 +63,11 @@ fuzz: $(STAMP) ## hostile input for every decoder (MINUTES=5, SEED=, ARGS=zips: 
 bench-transforms: $(STAMP) ## MB/s of every codec, beside the plain library and beside Python's own
 	@$(BIN)/python -m tests.benchmarks.transforms $(ARGS)
 
+docs: $(STAMP) ## the documentation as a site in .site/, with every link of it checked
+	@$(BIN)/python -m tests.support.mkdocs
+
+simulate-scaling: $(STAMP) ## what KEDA's loop does to busy pods, with the chart's defaults and without: the tables of docs/scaling.md
+	@$(BIN)/python -m tests.benchmarks.scaling
+
 clean: ## remove everything the other targets made
-	rm -rf $(VENV) .services .demo .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .services .site .demo .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -17,6 +17,7 @@ from tests.support.hdfs import Hdfs, HdfsCluster
 from tests.support.helm import Engine, Helm
 from tests.support.kept_databases import KeptDatabases
 from tests.support.localstack import LocalStack, LocalStackEndpoint
+from tests.support.mkdocs import MkDocs
 from tests.support.nginx import Nginx, NginxDav
 from tests.support.openssh import OpenSsh, OwnSshd
 from tests.support.pgbouncer import PgBouncer
@@ -140,6 +141,14 @@ def _logs_as_before() -> Iterator[None]:
 def localstack(request: pytest.FixtureRequest) -> LocalStackEndpoint:
     """S3, SQS, SNS, KMS, STS and CloudWatch. Names (buckets, queues) are the test's to make random: the server is shared."""
     return LocalStackEndpoint(_demand(request, LocalStack()).endpoint_url)
+
+
+@pytest.fixture(scope="session")
+def mkdocs(request: pytest.FixtureRequest) -> MkDocs:
+    """The builder of the documentation's site."""
+    service = MkDocs()
+    _demand(request, service)
+    return service
 
 
 @pytest.fixture(scope="session")

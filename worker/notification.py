@@ -7,13 +7,14 @@ worker/relay.py for the message attributes.
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final, Literal
 from uuid import UUID, uuid5
 
 from handlers.plan import BundleTarget
+from worker.notification_fields import Completion, CompletionTarget
 
-SCHEMA_VERSION = 1
-TRACE = ("traceparent", "tracestate")
+SCHEMA_VERSION: Final = 1
+TRACE: Final[tuple[Literal["traceparent", "tracestate"], ...]] = ("traceparent", "tracestate")
 """Where a notification carries a trace context: in its body, which is frozen, and as attributes that are read from there."""
 _NAMESPACE = UUID("628c544c-4212-4806-89f4-c74a6748356d")
 
@@ -46,7 +47,7 @@ def body(
     that a best-effort target is still without. `trace` is the trace context of the message that completed the bundle.
     """
     announced = targets[0]
-    content = {
+    content: Completion = {
         "bundle_id": bid,
         "recipe_id": recipe_id,
         "primary_url": primary_url,
@@ -59,19 +60,23 @@ def body(
         "status": "complete",
         "targets": [_outcome(target, (missing or {}).get(target.target, 0)) for target in targets],
         "manifest_key": announced.manifest_key,
-        **{name: trace[name] for name in TRACE if trace and trace.get(name)},
     }
+    for name in TRACE:
+        if trace and trace.get(name):
+            content[name] = trace[name]
     return json.dumps(content).encode()
 
 
-def _outcome(target: BundleTarget, missing: int) -> dict[str, str | int]:
-    outcome: dict[str, str | int] = {
+def _outcome(target: BundleTarget, missing: int) -> CompletionTarget:
+    outcome: CompletionTarget = {
         "target": target.target,
         "status": "incomplete" if missing else "stored",
         "storage_key": target.storage_key,
         "manifest_key": target.manifest_key,
     }
-    return {**outcome, "missing": missing} if missing else outcome
+    if missing:
+        outcome["missing"] = missing
+    return outcome
 
 
 def attributes(*, bid: str, recipe_id: str, completed_at: int) -> dict[str, str]:

@@ -143,6 +143,7 @@ targets:
     backend: s3
     bucket: my-bundles
     prefix: captures
+    access_key_id: AKIAEXAMPLE
     secret_access_key_env: BUNDLES_SECRET
 worker:
   concurrency: 32

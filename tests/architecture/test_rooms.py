@@ -53,6 +53,7 @@ TOP = {
     "docs",
     "handlers",
     "helm",
+    "mkdocs.yml",
     "pyproject.toml",
     "requirements.lock",
     "tests",
