@@ -69,6 +69,7 @@ def test_what_is_announced_fits(missing: dict[str, int]) -> None:
         metadata={"source": "test"},
         targets=TARGETS,
         missing=missing,
+        trace={"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"},
     )
     content = json.loads(body)
     judge("Completion", content)
@@ -76,7 +77,9 @@ def test_what_is_announced_fits(missing: dict[str, int]) -> None:
     assert set(content) == set(known["Completion"]["properties"])
     for target in content["targets"]:
         assert set(target) <= set(known["CompletionTarget"]["properties"])
-    attributes = notification.attributes(bid="test-1", recipe_id="r", completed_at=0)
+    attributes = notification.attributes(bid="test-1", recipe_id="r", completed_at=0) | notification.trace(
+        body
+    )
     assert set(attributes) == set(known["CompletionAttributes"]["properties"])
 
 
