@@ -61,6 +61,7 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
     """A worker, ready to `run`; with `admin` its metrics and probes are served, unless the settings say no."""
     async with AsyncExitStack() as stack:
         metrics, health = Metrics(), Health()
+        _show(metrics, health, settings)
         if settings.cloudwatch.enabled:
             # First, so that it ends last: its last round has everything.
             await stack.enter_async_context(_sending(settings, metrics))
@@ -122,6 +123,14 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
             health=health,
             circuits=_circuits(settings, targets),
         )
+
+
+def _show(metrics: Metrics, health: Health, settings: Settings) -> None:
+    """What is asked for at the moment of each scrape is right also when the event loop turns no more."""
+    metrics.concurrency.set(settings.worker.concurrency)
+    metrics.event_loop_lag_seconds.set_function(lambda: health.lag)
+    metrics.live.set_function(lambda: health.live().ok)
+    metrics.ready.set_function(lambda: health.ready().ok)
 
 
 @asynccontextmanager

@@ -12,7 +12,10 @@ PROMISED: dict[str, tuple[str, set[str]]] = {
     "messages_received_total": ("messages_received", {"queue"}),
     "messages_settled_total": ("messages_settled", {"queue", "outcome"}),
     "message_queue_age_seconds_count": ("message_queue_age_seconds", set()),
+    "messages_redriven_total": ("messages_redriven", {"queue"}),
+    "dead_letters_total": ("dead_letters", {"queue", "reason"}),
     "messages_in_flight": ("messages_in_flight", set()),
+    "concurrency": ("concurrency", set()),
     "message_process_seconds_count": ("message_process_seconds", {"route", "outcome"}),
     "visibility_extensions_total": ("visibility_extensions", {"result"}),
     "transfer_bytes_total": ("transfer_bytes", {"backend", "direction"}),
@@ -28,6 +31,10 @@ PROMISED: dict[str, tuple[str, set[str]]] = {
     "outbox_oldest_pending_age_seconds": ("outbox_oldest_pending_age_seconds", set()),
     "outbox_publish_total": ("outbox_publish", {"result"}),
     "outbox_delivery_lag_seconds_count": ("outbox_delivery_lag_seconds", set()),
+    "outbox_parked": ("outbox_parked", set()),
+    "circuit_state": ("circuit_state", {"target"}),
+    "live": ("live", set()),
+    "ready": ("ready", set()),
     "event_loop_lag_seconds": ("event_loop_lag_seconds", set()),
     "last_progress_timestamp_seconds": ("last_progress_timestamp", set()),
 }
@@ -43,7 +50,7 @@ def summary(**changes: Any) -> Summary:
         "bundles": {"open": 3, "complete": 2},
         "resources": 9,
         "outbox_pending": 2,
-        "outbox_parked": 0,
+        "outbox_parked": 4,
         "oldest_incomplete_age": 12.5,
         "oldest_pending_age": 1.5,
     }
@@ -101,13 +108,17 @@ def test_refresh_mirrors_the_ledger_and_states_that_vanish_go_to_zero() -> None:
     assert "transload_bundle_oldest_incomplete_age_seconds 12.5" in text
     assert "transload_outbox_pending 2.0" in text
     assert "transload_outbox_oldest_pending_age_seconds 1.5" in text
+    assert "transload_outbox_parked 4.0" in text
     metrics.refresh(
-        summary(bundles={}, oldest_incomplete_age=None, oldest_pending_age=None, outbox_pending=0)
+        summary(
+            bundles={}, oldest_incomplete_age=None, oldest_pending_age=None, outbox_pending=0, outbox_parked=0
+        )
     )
     text = metrics.render().decode()
     assert 'transload_bundles{state="open"} 0.0' in text
     assert "transload_bundle_oldest_incomplete_age_seconds 0.0" in text
     assert "transload_outbox_oldest_pending_age_seconds 0.0" in text
+    assert "transload_outbox_parked 0.0" in text
 
 
 def test_results_known_beforehand_exist_before_the_first_event() -> None:
