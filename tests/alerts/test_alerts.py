@@ -37,7 +37,7 @@ def expectations(path: Path) -> list[tuple[str, Any]]:
 
 def commands() -> list[str]:
     """What the pages tell to type, and what they mention in passing."""
-    spans = re.findall(r"`[^`]*?(transload [a-z][^`]*)`|^(transload .*)$", RUNBOOKS, flags=re.MULTILINE)
+    spans = re.findall(r"`[^`\n]*?(transload [a-z][^`\n]*)`|^(transload .*)$", RUNBOOKS, flags=re.MULTILINE)
     return sorted({"".join(each) for each in spans})
 
 
