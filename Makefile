@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 JOBS   := 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance lint format bench bench-memory bench-transforms crash soak fuzz lock clean
+.PHONY: help demo test conformance lint format bench bench-memory bench-transforms crash soak fuzz lock dashboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ fuzz: $(STAMP) ## hostile input for every decoder (MINUTES=5, SEED=, ARGS=zips: 
 
 bench-transforms: $(STAMP) ## MB/s of every codec, beside the plain library and beside Python's own
 	@$(BIN)/python -m tests.benchmarks.transforms $(ARGS)
+
+dashboard: $(STAMP) ## write helm/transload/files/dashboard.json out of tests/dashboard/panels.py
+	@$(BIN)/python -m tests.dashboard
 
 clean: ## remove everything the other targets made
 	rm -rf $(VENV) .services .demo .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

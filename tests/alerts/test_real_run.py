@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.alerts.rules import alerts, hurried
+from tests.dashboard.panels import ROWS, asked
 from tests.support.cli import Transload
 from tests.support.processes import free_port
 from tests.support.prometheus import scraping
@@ -46,6 +47,15 @@ async def test_consumer_stalled_fires_when_the_consumer_is_wedged_and_not_otherw
         assert server.query('transload_messages_settled_total{instance="well", outcome="ack"} > 3')
         assert server.query('transload_messages_in_flight{instance="well"} == 0')
         assert not server.query('max_over_time(ALERTS{alertname="ConsumerStalled", instance="well"}[1h])')
+
+        unanswered = {
+            panel.title
+            for row in ROWS
+            for panel in row.panels
+            for query in panel.queries
+            if not server.query(asked(query, window="5s"))
+        }
+        assert unanswered == {"Calls that did not end well", "Circuit breakers"}, "nothing failed here"
 
         # A process that is stopped altogether answers no scrape.
         wedged.stop()
