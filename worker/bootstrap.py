@@ -61,12 +61,12 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
     """A worker, ready to `run`; with `admin` its metrics and probes are served, unless the settings say no."""
     async with AsyncExitStack() as stack:
         metrics, health = Metrics(), Health()
-        _show(metrics, health, settings)
         if settings.cloudwatch.enabled:
             # First, so that it ends last: its last round has everything.
             await stack.enter_async_context(_sending(settings, metrics))
         ledger = await stack.enter_async_context(open_ledger(settings, audit.worker()))
         queue = await stack.enter_async_context(open_queue(settings))
+        _show(metrics, health, settings, queue.name)
         publisher = await stack.enter_async_context(open_publisher(settings))
         staging = await stack.enter_async_context(stores.open_staging(settings))
         targets = await stack.enter_async_context(stores.open_targets(settings, metrics.circuit))
@@ -125,8 +125,9 @@ async def open_service(settings: Settings, *, admin: bool = True) -> AsyncIterat
         )
 
 
-def _show(metrics: Metrics, health: Health, settings: Settings) -> None:
+def _show(metrics: Metrics, health: Health, settings: Settings, queue: str) -> None:
     """What is asked for at the moment of each scrape is right also when the event loop turns no more."""
+    metrics.expect(queue)
     metrics.concurrency.set(settings.worker.concurrency)
     metrics.event_loop_lag_seconds.set_function(lambda: health.lag)
     metrics.live.set_function(lambda: health.live().ok)

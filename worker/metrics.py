@@ -164,6 +164,12 @@ class Metrics:
         for state in get_args(BundleState):
             self.bundles.labels(state=state)
 
+    def expect(self, queue: str) -> None:
+        """Make the series of the queue that is worked on, so that they count from nought."""
+        self.messages_received.labels(queue=queue)
+        for outcome in ("ack", "retry", "dead"):
+            self.messages_settled.labels(queue=queue, outcome=outcome)
+
     def refresh(self, summary: Summary) -> None:
         """Set the gauges that mirror the ledger."""
         for state in get_args(BundleState):

@@ -2,6 +2,7 @@
 
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
@@ -22,6 +23,7 @@ from grafana_foundation_sdk.models.common import (
 from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
     DataSourceRef,
+    DynamicConfigValue,
     GridPos,
     Threshold,
     ThresholdsMode,
@@ -35,6 +37,10 @@ UID: Final = "transload"
 """Its address in any Grafana: /d/transload. The alerts' dashboard_url is that."""
 _SOURCE: Final = DataSourceRef("prometheus", "${datasource}")
 _WIDE: Final = 24
+_COLORS: Final = MappingProxyType(
+    {"green": "ack|ok", "orange": "retry|error|pending", "red": "dead|lost|parked|at most"}
+)
+"""Series of these names look the same in every panel."""
 _HEIGHT: Final = 8
 _NUMBER_HEIGHT: Final = 4
 
@@ -84,6 +90,7 @@ def _number(panel: Panel) -> stat.Panel:
         .description(panel.about)
         .datasource(_SOURCE)
         .unit(panel.unit)
+        .decimals(1 if panel.unit == "s" else 0)
         .thresholds(dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps))
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .graph_mode(BigValueGraphMode.NONE)
@@ -111,6 +118,9 @@ def _lines(panel: Panel) -> timeseries.Panel:
         .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
         .targets(_targets(panel))
     )
+    for color, names in _COLORS.items():
+        fixed = DynamicConfigValue("color", {"mode": "fixed", "fixedColor": color})
+        made.override_by_regexp(f"/^({names})$/", [fixed])
     if panel.top is not None:
         made.max(panel.top)
     if panel.kind == "bars":

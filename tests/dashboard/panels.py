@@ -65,7 +65,7 @@ def quantiles(metric: str, *, by: str = "", legend: str = "") -> tuple[Query, ..
             f"histogram_quantile({quantile}, sum by ({labels}) (rate({metric}_bucket{{{MINE}}}[{WINDOW}])))",
             f"{prefix}{name}",
         )
-        for quantile, name in ((0.5, "half"), (0.95, "95 of 100"))
+        for quantile, name in ((0.5, "p50"), (0.95, "p95"))
     )
 
 
@@ -136,7 +136,7 @@ GLANCE = Row(
             "Dead letters in a day",
             "transload dlq ls has the reasons.",
             "none",
-            (Query(f"{added('transload_dead_letters_total', window='1d')} or vector(0)"),),
+            (Query(added("transload_messages_settled_total", labels='outcome="dead"', window="1d")),),
             "number",
             4,
             warn=1,
@@ -205,6 +205,7 @@ TRANSFERS = Row(
                     rate("transload_transfer_bytes_total", "backend, direction"), "{{backend}} {{direction}}"
                 ),
             ),
+            width=6,
         ),
         Panel(
             "One read or write",
@@ -327,7 +328,7 @@ PROCESS = Row(
         ),
         Panel(
             "Lag of the event loop",
-            "Of seconds: too little CPU, or a wedge.",
+            "A lag of seconds: too little CPU, or a wedge.",
             "s",
             (Query(gauge("max", "transload_event_loop_lag_seconds", "instance"), "{{instance}}"),),
         ),

@@ -1,5 +1,7 @@
 import importlib.metadata
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +43,9 @@ PROMISED: dict[str, tuple[str, set[str]]] = {
 """Name shown, without the prefix -> attribute of `Metrics`, labels."""
 
 
+LISTED = re.compile(r"`(transload_\w+)`")
+
+
 def shown(metrics: Metrics) -> dict[str, Any]:
     return {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
 
@@ -65,6 +70,15 @@ def test_every_promised_metric_is_shown_under_its_name_with_its_labels(name: str
         getattr(metrics, attribute).labels(**dict.fromkeys(labels, "x"))
     samples = [sample for family in shown(metrics).values() for sample in family.samples]
     assert [s for s in samples if s.name == f"transload_{name}" and s.labels == dict.fromkeys(labels, "x")]
+
+
+def test_the_page_for_operators_lists_what_there_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = {name for line in page.splitlines() if line.startswith("| `") for name in LISTED.findall(line)}
+    families = Metrics().registry.collect()
+    kinds = {"counter": "_total", "info": "_info"}
+    ours = {f.name + kinds.get(f.type, "") for f in families if f.name.startswith("transload_")}
+    assert table == ours
 
 
 def test_case_101_no_metric_has_a_label_of_unbounded_values() -> None:
@@ -125,6 +139,15 @@ def test_results_known_beforehand_exist_before_the_first_event() -> None:
     text = Metrics().render().decode()
     assert 'transload_visibility_extensions_total{result="lost"} 0.0' in text
     assert 'transload_outbox_publish_total{result="parked"} 0.0' in text
+
+
+def test_what_a_queue_will_count_exists_before_its_first_message() -> None:
+    metrics = Metrics()
+    metrics.expect("q")
+    text = metrics.render().decode()
+    assert 'transload_messages_received_total{queue="q"} 0.0' in text
+    for outcome in ("ack", "retry", "dead"):
+        assert f'transload_messages_settled_total{{outcome="{outcome}",queue="q"}} 0.0' in text
 
 
 def test_build_info_is_the_installed_version() -> None:
