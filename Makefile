@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 JOBS   := 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance lint format docs simulate-scaling bench bench-memory bench-transforms crash soak fuzz lock clean
+.PHONY: help demo test conformance lint format docs simulate-scaling bench bench-memory bench-transforms crash soak fuzz lock dashboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ docs: $(STAMP) ## the documentation as a site in .site/, with every link of it c
 
 simulate-scaling: $(STAMP) ## what KEDA's loop does to busy pods, with the chart's defaults and without: the tables of docs/scaling.md
 	@$(BIN)/python -m tests.benchmarks.scaling
+
+dashboard: $(STAMP) ## write helm/transload/files/dashboard.json out of tests/dashboard/panels.py
+	@$(BIN)/python -m tests.dashboard
 
 clean: ## remove everything the other targets made
 	rm -rf $(VENV) .services .site .demo .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -22,6 +22,7 @@ from tests.support.nginx import Nginx, NginxDav
 from tests.support.openssh import OpenSsh, OwnSshd
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgresql import Postgresql, PostgresqlServer, in_thread
+from tests.support.prometheus import Prometheus
 from tests.support.rabbitmq import RabbitBroker, RabbitMq
 from tests.support.radosgw import Radosgw, endpoint_of
 from tests.support.services import Board, NotAvailable, Running, Service, Shared
@@ -180,6 +181,12 @@ def pgbouncer(request: pytest.FixtureRequest, postgresql: PostgresqlServer) -> P
     service = PgBouncer(postgresql.url)
     _demand(request, service, alone=True)
     return service
+
+
+@pytest.fixture(scope="session")
+def prometheus(request: pytest.FixtureRequest) -> None:
+    """Prometheus and promtool are there: tests/support/prometheus.py uses them."""
+    _demand(request, Prometheus())
 
 
 @pytest.fixture(scope="session")

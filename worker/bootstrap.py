@@ -74,6 +74,7 @@ async def open_service(
             tracing = await stack.enter_async_context(open_tracing(settings))
         ledger = await stack.enter_async_context(open_ledger(settings, audit.worker()))
         queue = await stack.enter_async_context(open_queue(settings))
+        _show(metrics, health, settings, queue.name)
         publisher = await stack.enter_async_context(open_publisher(settings))
         staging = await stack.enter_async_context(stores.open_staging(settings))
         targets = await stack.enter_async_context(stores.open_targets(settings, metrics.circuit))
@@ -111,6 +112,15 @@ async def open_service(
             circuits=_circuits(settings, targets),
             tracing=tracing,
         )
+
+
+def _show(metrics: Metrics, health: Health, settings: Settings, queue: str) -> None:
+    """What is asked for at the moment of each scrape is right also when the event loop turns no more."""
+    metrics.expect(queue)
+    metrics.concurrency.set(settings.worker.concurrency)
+    metrics.event_loop_lag_seconds.set_function(lambda: health.lag)
+    metrics.live.set_function(lambda: health.live().ok)
+    metrics.ready.set_function(lambda: health.ready().ok)
 
 
 @asynccontextmanager

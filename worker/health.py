@@ -22,6 +22,8 @@ import structlog
 from worker.metrics import Metrics
 
 _CLIENT_TIMEOUT: Final = 5.0
+TICK: Final = 0.5
+"""Seconds between two calls of `Health.tick`."""
 _PLAIN_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -52,6 +54,7 @@ class Health:
         self._receive_stall = receive_stall
         self._clock = clock
         self._ticked = self._received = clock()
+        self._late = 0.0
         self._busy = False
         self._paused = False
         self.draining = False
@@ -63,9 +66,15 @@ class Health:
         self.ledger_reachable = True
         """The ledger takes writes, as far as we know."""
 
-    def tick(self) -> None:
-        """The event loop turns. Called twice a second."""
+    def tick(self, late: float = 0.0) -> None:
+        """The event loop turns, `late` seconds after it should have. Called every `TICK` seconds."""
+        self._late = late
         self._ticked = self._clock()
+
+    @property
+    def lag(self) -> float:
+        """Seconds by which the event loop was late the last time, or is late by now if that is more."""
+        return max(self._late, self._clock() - self._ticked - TICK)
 
     def received(self) -> None:
         """A receive call came back: with messages, without, or with an error. An outage is no reason to restart."""

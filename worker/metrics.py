@@ -28,7 +28,23 @@ from worker.ledger.values import BundleState, Summary
 
 WAITING_BUCKETS: Final = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0)
 """Seconds something waits: queues, bundles still open, completions not yet out."""
-RUNNING_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0)
+RUNNING_BUCKETS: Final = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    15.0,
+    60.0,
+    300.0,
+    900.0,
+    3600.0,
+)
 """Seconds something runs: one message, one transfer."""
 
 _DIRECTIONS: Final[Mapping[str, str]] = MappingProxyType({"open": "in", "write": "out"})
@@ -54,6 +70,7 @@ class Metrics:
             "message_queue_age_seconds", "Seconds from send to receive.", WAITING_BUCKETS
         )
         self.messages_in_flight = self._gauge("messages_in_flight", "Messages in work now.")
+        self.concurrency = self._gauge("concurrency", "Messages worked on at once, at most.")
         self.message_process_seconds = self._histogram(
             "message_process_seconds", "Seconds of work on one message.", RUNNING_BUCKETS, "route", "outcome"
         )
@@ -101,7 +118,7 @@ class Metrics:
         )
         self.bundle_oldest_incomplete_age_seconds = self._gauge(
             "bundle_oldest_incomplete_age_seconds",
-            "Age of the oldest bundle still open; 0 when there is none.",
+            "Age of the oldest bundle still open; 0 when there is none; aggregate with max.",
         )
         self.bundle_completion_seconds = self._histogram(
             "bundle_completion_seconds",
@@ -113,7 +130,10 @@ class Metrics:
         )
         self.outbox_oldest_pending_age_seconds = self._gauge(
             "outbox_oldest_pending_age_seconds",
-            "Age of the oldest completion not yet published; 0 when there is none.",
+            "Age of the oldest completion not yet published; 0 when there is none; aggregate with max.",
+        )
+        self.outbox_parked = self._gauge(
+            "outbox_parked", "Completions that wait for a person; aggregate with max."
         )
         self.outbox_publish = self._counter(
             "outbox_publish",
@@ -126,8 +146,10 @@ class Metrics:
             WAITING_BUCKETS,
         )
         self.event_loop_lag_seconds = self._gauge(
-            "event_loop_lag_seconds", "How late the event loop woke last."
+            "event_loop_lag_seconds", "How late the event loop woke last, or is by now."
         )
+        self.live = self._gauge("live", "What /livez says: 1 alive, 0 a restart may help.")
+        self.ready = self._gauge("ready", "What /readyz says: 1 ready, 0 not.")
         self.last_progress_timestamp = self._gauge(
             "last_progress_timestamp_seconds", "When a message was last settled, in seconds since the epoch."
         )
@@ -145,6 +167,12 @@ class Metrics:
         for state in get_args(BundleState):
             self.bundles.labels(state=state)
 
+    def expect(self, queue: str) -> None:
+        """Make the series of the queue that is worked on, so that they count from nought."""
+        self.messages_received.labels(queue=queue)
+        for outcome in ("ack", "retry", "dead"):
+            self.messages_settled.labels(queue=queue, outcome=outcome)
+
     def refresh(self, summary: Summary) -> None:
         """Set the gauges that mirror the ledger."""
         for state in get_args(BundleState):
@@ -152,6 +180,7 @@ class Metrics:
         self.bundle_oldest_incomplete_age_seconds.set(summary.oldest_incomplete_age or 0.0)
         self.outbox_pending.set(summary.outbox_pending)
         self.outbox_oldest_pending_age_seconds.set(summary.oldest_pending_age or 0.0)
+        self.outbox_parked.set(summary.outbox_parked)
 
     def observe_backend(self, backend: str, seen: Observation) -> None:
         """Count one call of the backend configured under that name."""

@@ -19,7 +19,7 @@ from worker.attempt_log import AttemptLog
 from worker.circuits import Circuits
 from worker.delivery import LeaseKeeper
 from worker.disposition import RetryPolicy
-from worker.health import Health
+from worker.health import TICK, Health
 from worker.housekeeping import Housekeeping
 from worker.intake_gate import IntakeGate
 from worker.ledger.base import Ledger, LedgerError
@@ -30,7 +30,6 @@ from worker.relay import Relay
 from worker.settling import Settler
 from worker.tracing import UNTRACED, Tracing
 
-_TICK = 0.5
 _GAUGES_EVERY = 5.0
 _GAUGES_SHARE = 100
 """Seconds between refreshes, at least so many times what one takes."""
@@ -247,10 +246,9 @@ class Service:
         """Tell the health thread that the event loop turns, and how late."""
         loop = asyncio.get_running_loop()
         while True:
-            expected = loop.time() + _TICK
-            await asyncio.sleep(_TICK)
-            self._metrics.event_loop_lag_seconds.set(max(0.0, loop.time() - expected))
-            self._health.tick()
+            expected = loop.time() + TICK
+            await asyncio.sleep(TICK)
+            self._health.tick(max(0.0, loop.time() - expected))
 
     async def _refresh_gauges(self) -> None:
         loop = asyncio.get_running_loop()

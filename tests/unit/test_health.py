@@ -84,6 +84,21 @@ def test_a_loop_that_stops_is_not_live_whatever_else_holds() -> None:
     assert health.live().ok
 
 
+def test_the_lag_is_that_of_the_last_turn_and_grows_while_the_loop_does_not_turn() -> None:
+    clock = Clock()
+    health = make_health(clock)
+    assert health.lag == 0.0
+    clock.now += 0.5
+    health.tick(0.2)
+    assert health.lag == 0.2
+    clock.now += 0.6
+    assert health.lag == 0.2
+    clock.now += 9.4
+    assert health.lag == 9.5
+    health.tick()
+    assert health.lag == 0.0
+
+
 def test_not_receiving_is_not_live_without_a_reason() -> None:
     clock = Clock()
     health = make_health(clock)

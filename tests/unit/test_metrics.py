@@ -1,5 +1,7 @@
 import importlib.metadata
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,10 @@ PROMISED: dict[str, tuple[str, set[str]]] = {
     "messages_received_total": ("messages_received", {"queue"}),
     "messages_settled_total": ("messages_settled", {"queue", "outcome"}),
     "message_queue_age_seconds_count": ("message_queue_age_seconds", set()),
+    "messages_redriven_total": ("messages_redriven", {"queue"}),
+    "dead_letters_total": ("dead_letters", {"queue", "reason"}),
     "messages_in_flight": ("messages_in_flight", set()),
+    "concurrency": ("concurrency", set()),
     "message_process_seconds_count": ("message_process_seconds", {"route", "outcome"}),
     "visibility_extensions_total": ("visibility_extensions", {"result"}),
     "transfer_bytes_total": ("transfer_bytes", {"backend", "direction"}),
@@ -28,10 +33,17 @@ PROMISED: dict[str, tuple[str, set[str]]] = {
     "outbox_oldest_pending_age_seconds": ("outbox_oldest_pending_age_seconds", set()),
     "outbox_publish_total": ("outbox_publish", {"result"}),
     "outbox_delivery_lag_seconds_count": ("outbox_delivery_lag_seconds", set()),
+    "outbox_parked": ("outbox_parked", set()),
+    "circuit_state": ("circuit_state", {"target"}),
+    "live": ("live", set()),
+    "ready": ("ready", set()),
     "event_loop_lag_seconds": ("event_loop_lag_seconds", set()),
     "last_progress_timestamp_seconds": ("last_progress_timestamp", set()),
 }
 """Name shown, without the prefix -> attribute of `Metrics`, labels."""
+
+
+LISTED = re.compile(r"`(transload_\w+)`")
 
 
 def shown(metrics: Metrics) -> dict[str, Any]:
@@ -43,7 +55,7 @@ def summary(**changes: Any) -> Summary:
         "bundles": {"open": 3, "complete": 2},
         "resources": 9,
         "outbox_pending": 2,
-        "outbox_parked": 0,
+        "outbox_parked": 4,
         "oldest_incomplete_age": 12.5,
         "oldest_pending_age": 1.5,
     }
@@ -58,6 +70,15 @@ def test_every_promised_metric_is_shown_under_its_name_with_its_labels(name: str
         getattr(metrics, attribute).labels(**dict.fromkeys(labels, "x"))
     samples = [sample for family in shown(metrics).values() for sample in family.samples]
     assert [s for s in samples if s.name == f"transload_{name}" and s.labels == dict.fromkeys(labels, "x")]
+
+
+def test_the_page_for_operators_lists_what_there_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = {name for line in page.splitlines() if line.startswith("| `") for name in LISTED.findall(line)}
+    families = Metrics().registry.collect()
+    kinds = {"counter": "_total", "info": "_info"}
+    ours = {f.name + kinds.get(f.type, "") for f in families if f.name.startswith("transload_")}
+    assert table == ours
 
 
 def test_case_101_no_metric_has_a_label_of_unbounded_values() -> None:
@@ -101,19 +122,32 @@ def test_refresh_mirrors_the_ledger_and_states_that_vanish_go_to_zero() -> None:
     assert "transload_bundle_oldest_incomplete_age_seconds 12.5" in text
     assert "transload_outbox_pending 2.0" in text
     assert "transload_outbox_oldest_pending_age_seconds 1.5" in text
+    assert "transload_outbox_parked 4.0" in text
     metrics.refresh(
-        summary(bundles={}, oldest_incomplete_age=None, oldest_pending_age=None, outbox_pending=0)
+        summary(
+            bundles={}, oldest_incomplete_age=None, oldest_pending_age=None, outbox_pending=0, outbox_parked=0
+        )
     )
     text = metrics.render().decode()
     assert 'transload_bundles{state="open"} 0.0' in text
     assert "transload_bundle_oldest_incomplete_age_seconds 0.0" in text
     assert "transload_outbox_oldest_pending_age_seconds 0.0" in text
+    assert "transload_outbox_parked 0.0" in text
 
 
 def test_results_known_beforehand_exist_before_the_first_event() -> None:
     text = Metrics().render().decode()
     assert 'transload_visibility_extensions_total{result="lost"} 0.0' in text
     assert 'transload_outbox_publish_total{result="parked"} 0.0' in text
+
+
+def test_what_a_queue_will_count_exists_before_its_first_message() -> None:
+    metrics = Metrics()
+    metrics.expect("q")
+    text = metrics.render().decode()
+    assert 'transload_messages_received_total{queue="q"} 0.0' in text
+    for outcome in ("ack", "retry", "dead"):
+        assert f'transload_messages_settled_total{{outcome="{outcome}",queue="q"}} 0.0' in text
 
 
 def test_build_info_is_the_installed_version() -> None:
