@@ -119,7 +119,7 @@ def hdfs(request: pytest.FixtureRequest) -> HdfsCluster:
 def helm(request: pytest.FixtureRequest) -> Engine:
     """Helm's engine and Kubernetes' schemas: renders and judges charts without a cluster."""
     service = Helm()
-    _demand(request, service)
+    _demand(request, service, alone=True)
     return service.engine
 
 
@@ -148,7 +148,7 @@ def localstack(request: pytest.FixtureRequest) -> LocalStackEndpoint:
 def mkdocs(request: pytest.FixtureRequest) -> MkDocs:
     """The builder of the documentation's site."""
     service = MkDocs()
-    _demand(request, service)
+    _demand(request, service, alone=True)
     return service
 
 

@@ -46,7 +46,9 @@ async def test_consumer_stalled_fires_when_the_consumer_is_wedged_and_not_otherw
         assert server.query('transload_live{instance="well"} == 1')
         assert server.query('transload_messages_settled_total{instance="well", outcome="ack"} > 3')
         assert server.query('transload_messages_in_flight{instance="well"} == 0')
-        assert not server.query('max_over_time(ALERTS{alertname="ConsumerStalled", instance="well"}[1h])')
+        assert not server.query(
+            'max_over_time(ALERTS{alertname="ConsumerStalled", alertstate="firing", instance="well"}[1h])'
+        )
 
         unanswered = {
             panel.title
