@@ -59,14 +59,14 @@ def test_no_version_key_and_no_port_beyond_this_machine(services: dict[str, Any]
 def test_what_is_waited_for_can_be_waited_for(services: dict[str, Any]) -> None:
     for name, each in services.items():
         waits = each.get("depends_on", {})
-        for other, how in (dict.fromkeys(waits, {}) if isinstance(waits, list) else waits).items():
-            condition = how.get("condition")
+        for other in waits:
+            condition = waits[other]["condition"] if isinstance(waits, dict) else "service_started"
             assert condition != "service_healthy" or "healthcheck" in services[other], (name, other)
             assert condition != "service_completed_successfully" or "restart" not in services[other]
             assert not services[other].get("profiles") or each.get("profiles"), (name, other)
     assert services["worker"]["depends_on"] == {
-        **dict.fromkeys(("localstack", "rabbitmq", "postgres"), {"condition": "service_healthy"}),
-        **dict.fromkeys(("migrate", "provision"), {"condition": "service_completed_successfully"}),
+        **{name: {"condition": "service_healthy"} for name in ("localstack", "rabbitmq", "postgres")},
+        **{name: {"condition": "service_completed_successfully"} for name in ("migrate", "provision")},
     }
     by_default = {name for name, each in services.items() if not each.get("profiles")}
     assert by_default == {"localstack", "rabbitmq", "postgres", "migrate", "provision", "worker"}
@@ -98,10 +98,8 @@ def test_the_settings_are_accepted_and_every_server_is_used(
     services: dict[str, Any], settings: Settings
 ) -> None:
     assert (settings.queue.type, settings.publisher.type) == ("sqs", "rabbitmq")
-    assert [place.backend for place in (*settings.staging.values(), *settings.targets.values())] == [
-        "s3",
-        "s3",
-    ]
+    assert {place.backend for place in settings.staging.values()} == {"s3"}
+    assert {place.backend for place in settings.targets.values()} == {"s3"}
     assert settings.ledger.path is None
     assert {json.dumps(services[name]["environment"], sort_keys=True) for name in OURS} == {
         json.dumps(services["worker"]["environment"], sort_keys=True)
