@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from tests.support.azurite import Azurite, AzuriteEndpoint
+from tests.support.containers import Containers
 from tests.support.gcs import Gcs, GcsEmulator
 from tests.support.hdfs import Hdfs, HdfsCluster
 from tests.support.helm import Engine, Helm
@@ -101,6 +102,14 @@ def _counted(request: pytest.FixtureRequest) -> Iterator[None]:
 def azurite(request: pytest.FixtureRequest) -> AzuriteEndpoint:
     """Azure Blob Storage. Each test makes a container of a random name on it."""
     return AzuriteEndpoint(_demand(request, Azurite()).endpoint_url)
+
+
+@pytest.fixture(scope="session")
+def containers(request: pytest.FixtureRequest) -> Containers:
+    """Builds images and runs containers without a Docker engine."""
+    service = Containers()
+    _demand(request, service)
+    return service
 
 
 @pytest.fixture(scope="session")
