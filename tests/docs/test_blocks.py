@@ -22,9 +22,10 @@ VALUES: Mapping[str, str] = {
 """What the pages' variables hold, where any text will not do."""
 
 NOT_RUN = {
-    "README.md": 3,
+    "README.md": 4,
     "docs/encryption.md": 2,
     "docs/getting-started.md": 1,
+    "docs/image.md": 4,
     "docs/in-process.md": 1,
     "docs/operations.md": 3,
     "docs/runbooks.md": 13,
