@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
+from tests.support import aws_models
 from tests.support.azurite import Azurite, AzuriteEndpoint
 from tests.support.gcs import Gcs, GcsEmulator
 from tests.support.hdfs import Hdfs, HdfsCluster
@@ -38,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and interrupt.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    aws_models.remember()
     # A developer's profile, endpoint or proxy must neither reach the tests nor be reached by them.
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
