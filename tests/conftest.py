@@ -19,6 +19,7 @@ from tests.support.kept_databases import KeptDatabases
 from tests.support.localstack import LocalStack, LocalStackEndpoint
 from tests.support.nginx import Nginx, NginxDav
 from tests.support.openssh import OpenSsh, OwnSshd
+from tests.support.order import dealt
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgresql import Postgresql, PostgresqlServer, in_thread
 from tests.support.rabbitmq import RabbitBroker, RabbitMq
@@ -64,6 +65,11 @@ def pytest_configure_node(node: Any) -> None:
     if FOLDER not in node.config.stash:
         node.config.stash[FOLDER] = tempfile.TemporaryDirectory(prefix="transload-services-")
     node.workerinput["services"] = node.config.stash[FOLDER].name
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if processes := getattr(config, "workerinput", {}).get("workercount"):
+        items[:] = dealt(items, processes)
 
 
 @pytest.hookimpl(optionalhook=True)
