@@ -35,8 +35,8 @@ from tests.support import aws_models, tether
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("worker", "handlers", "backends")
-BESIDES = ("alembic.command", "typer.rich_utils", "uuid")
-"""What the project imports where it needs it."""
+BESIDES = ("alembic.command", "typer.rich_utils", "uuid", "pytest")
+"""What the project imports where it needs it, and what the tests' own programs do."""
 PATIENCE = 120.0
 """Seconds until a process that does not come fails its test."""
 FREE = ("TRANSLOAD_", "OC_", "AWS_", "PYTEST_")
