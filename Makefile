@@ -7,6 +7,8 @@ STAMP  := $(VENV)/.installed
 
 # Most tests wait for servers, disks and leases more than they compute.
 JOBS   := 3
+# Where Python is told to keep no bytecode, each of the hundreds of processes of a test run would compile everything anew: hence
+# the empty PYTHONDONTWRITEBYTECODE.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test conformance lint format docs simulate-scaling bench bench-memory bench-transforms crash soak fuzz lock dashboard clean
@@ -26,7 +28,7 @@ demo: $(STAMP) ## stage real files, run the worker until idle, show and verify w
 	@$(BIN)/transload --home .demo demo --from "$(or $(FROM),.)"
 
 test: $(STAMP) ## every test against real services, which it starts itself; ends with the table of what ran (ARGS='-m slow': the long ones)
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 conformance: $(STAMP) ## hold every storage backend to the port's suite and write docs/conformance.md (ARGS=--slow: the long ones too)
 	@$(BIN)/python -m tests.conformance.table --jobs $(JOBS) $(ARGS)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
+from tests.support import aws_models
 from tests.support.azurite import Azurite, AzuriteEndpoint
 from tests.support.containers import Containers
 from tests.support.gcs import Gcs, GcsEmulator
@@ -21,6 +22,7 @@ from tests.support.localstack import LocalStack, LocalStackEndpoint
 from tests.support.mkdocs import MkDocs
 from tests.support.nginx import Nginx, NginxDav
 from tests.support.openssh import OpenSsh, OwnSshd
+from tests.support.order import dealt
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgresql import Postgresql, PostgresqlServer, in_thread
 from tests.support.prometheus import Prometheus
@@ -42,6 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and interrupt.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    aws_models.remember()
     # A developer's profile, endpoint or proxy must neither reach the tests nor be reached by them.
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
@@ -66,6 +69,11 @@ def pytest_configure_node(node: Any) -> None:
     if FOLDER not in node.config.stash:
         node.config.stash[FOLDER] = tempfile.TemporaryDirectory(prefix="transload-services-")
     node.workerinput["services"] = node.config.stash[FOLDER].name
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if processes := getattr(config, "workerinput", {}).get("workercount"):
+        items[:] = dealt(items, processes)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -39,8 +39,13 @@ UNMARKED = {
 }
 """File, function and call of what deliberately has no failpoints, and why. Patterns of fnmatch."""
 
-SITES = [site for source in sources() for site in source.sites]
-EFFECTS = [effect for source in sources() for effect in source.effects]
+
+def sites() -> list[Site]:
+    return [site for source in sources() for site in source.sites]
+
+
+def effects() -> list[Effect]:
+    return [effect for source in sources() for effect in source.effects]
 
 
 def unpaired(sites: list[Site]) -> set[str]:
@@ -66,24 +71,24 @@ def excuse(effect: Effect) -> tuple[str, str, str] | None:
 
 
 def test_every_name_is_a_literal_of_the_agreed_form() -> None:
-    assert [site for site in SITES if not FORM.fullmatch(site.name)] == []
+    assert [site for site in sites() if not FORM.fullmatch(site.name)] == []
 
 
 def test_every_name_is_one_place() -> None:
-    assert [name for name, places in Counter(site.name for site in SITES).items() if places > 1] == []
+    assert [name for name, places in Counter(site.name for site in sites()).items() if places > 1] == []
 
 
 def test_every_before_has_its_after_in_the_same_function() -> None:
-    assert unpaired(SITES) == set()
+    assert unpaired(sites()) == set()
 
 
 def test_no_durable_side_effect_is_without_failpoints() -> None:
-    gaps = [effect for effect in EFFECTS if not effect.marked and excuse(effect) is None]
+    gaps = [effect for effect in effects() if not effect.marked and excuse(effect) is None]
     assert gaps == [], "put failpoints around these, or say in UNMARKED why they need none"
 
 
 def test_no_excuse_has_outlived_its_reason() -> None:
-    used = {excuse(effect) for effect in EFFECTS if not effect.marked}
+    used = {excuse(effect) for effect in effects() if not effect.marked}
     assert set(UNMARKED) - used == set()
 
 

@@ -26,6 +26,7 @@ from tests.conformance.ledger_audit import Auditing
 from tests.conformance.ledger_contents import Contents
 from tests.conformance.ledger_search import Searching
 from tests.conformance.ledger_transfers import Transfers
+from tests.support.programs import Program, begin
 from worker.attempts import CRASHED, Attempt
 from worker.ledger.base import Ledger, LedgerError
 from worker.ledger.database import migrate, open_database
@@ -147,7 +148,7 @@ class Database:
         await database.write(fill)
         await database.aclose()
 
-    async def child(self, work: str, number: int = 0) -> asyncio.subprocess.Process:
+    async def child(self, work: str, number: int = 0) -> Program:
         """Another process on the same database."""
         return await child(work, self.url, str(number), *(["pooler"] if self.pooler else []))
 
@@ -199,15 +200,8 @@ async def consistent(ledger: Ledger, bid: str) -> None:
     assert (bundle.state != "open") is complete
 
 
-def child(*arguments: str) -> Awaitable[asyncio.subprocess.Process]:
-    return asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.conformance.ledgers",
-        *arguments,
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-    )
+def child(*arguments: str) -> Awaitable[Program]:
+    return begin("-m", "tests.conformance.ledgers", *arguments)
 
 
 def attempt(detail: str, *, outage: bool = False) -> Attempt:
@@ -541,7 +535,6 @@ class LedgerConformance(Auditing, Contents, Searching, Transfers):
 
     async def test_cases_8_and_43_what_was_reported_survives_a_kill(self, database: Database) -> None:
         process = await database.child("burst")
-        assert process.stdout is not None
         reported = [await process.stdout.readline() for _ in range(300)]
         process.send_signal(signal.SIGKILL)
         reported += (await process.stdout.read()).splitlines(keepends=True)

@@ -2,13 +2,13 @@
 
 import asyncio
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conformance.ledgers import HOUR, ROOT
+from tests.conformance.ledgers import HOUR
 from tests.support.housekeeping import World, opened
+from tests.support.programs import begin
 
 UNSENT = ["open", "parked", "pending", "replayed"]
 PUBLISHED = ["p0", "p1", "p2", "p3", "p4"]
@@ -16,14 +16,7 @@ PUBLISHED = ["p0", "p1", "p2", "p3", "p4"]
 
 async def killed_at(home: Path, place: str) -> None:
     """Announce and sweep in a child that dies at that failpoint, or fail if it never comes there."""
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.support.housekeeping",
-        str(home),
-        f"{place.replace('@', '=kill@')}",
-        cwd=ROOT,
-    )
+    child = await begin("-m", "tests.support.housekeeping", str(home), f"{place.replace('@', '=kill@')}")
     async with asyncio.timeout(60):
         assert await child.wait() == -signal.SIGKILL
 

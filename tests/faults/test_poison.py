@@ -22,7 +22,6 @@ async def test_case_18_a_poison_ends_as_a_dead_letter_and_its_neighbours_are_sto
     settings: Changes = {"worker": {"max_attempts": MAX_ATTEMPTS}}
     async with slow_world(combination, needed(request, combination), tmp_path, changes=settings) as world:
         world.staging.held = {f"{POISON}/payload"}
-        world.staging.seconds = 0.3
         await world.put(POISON, "payload")
         deaths = 0
         while (worker := await survivor(world, deaths)) is None:
@@ -48,12 +47,16 @@ async def test_case_18_a_poison_ends_as_a_dead_letter_and_its_neighbours_are_sto
 
 async def survivor(world: SlowWorld, deaths: int) -> Worker | None:
     """A worker that got rid of the poison; None when the poison killed it, after so many others."""
-    await world.put(f"test-near-{deaths}", "one", "two")
     worker = world.start()
     await until(
         lambda: world.staging.halfway.count(f"{POISON}/payload") > deaths or worker.says(FATE), seconds=30
     )
     if worker.says(FATE):
         return worker
+    neighbour = f"test-near-{deaths}/one"
+    world.staging.held.add(neighbour)
+    await world.put(f"test-near-{deaths}", "one", "two")
+    await until(lambda: neighbour in world.staging.halfway, seconds=30)
     worker.kill()
+    world.staging.held.remove(neighbour)
     return None

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import SecretStr
 
 from tests.conformance.publishers import notification
 from tests.conformance.queues import empty, outgoing, take, until
+from tests.support.programs import begin
 from tests.support.rabbitmq import STRANGER, OwnBroker, Queues, RabbitBroker, rabbit_queues
 from tests.support.toxics import Proxy
 from worker.publishers.base import PublishError, PublishRefused
@@ -568,12 +568,7 @@ async def test_case_23_a_stopped_process_loses_its_messages_and_settles_nothing_
 ) -> None:
     queue = await connected(queues, lease=2)
     await queue.send(outgoing(b"mine"))
-    pipe = asyncio.subprocess.PIPE
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", HOLDER, queues.url, queues.name, stdin=pipe, stdout=pipe, cwd=ROOT
-    )
-    assert child.stdin is not None
-    assert child.stdout is not None
+    child = await begin("-c", HOLDER, queues.url, queues.name)
     try:
         assert await child.stdout.readline() == b"taken\n"
         os.kill(child.pid, signal.SIGSTOP)

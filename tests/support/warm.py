@@ -31,12 +31,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.support import tether
+from tests.support import aws_models, tether
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("worker", "handlers", "backends")
-BESIDES = ("alembic.command", "typer.rich_utils", "uuid")
-"""What the project imports where it needs it."""
+BESIDES = ("alembic.command", "typer.rich_utils", "uuid", "pytest")
+"""What the project imports where it needs it, and what the tests' own programs do."""
 PATIENCE = 120.0
 """Seconds until a process that does not come fails its test."""
 FREE = ("TRANSLOAD_", "OC_", "AWS_", "PYTEST_")
@@ -310,6 +310,9 @@ def main(descriptor: int, *modules: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in modules or _everything():
         importlib.import_module(name)
+    if not modules:
+        aws_models.remember()
+        aws_models.parse()
     assert len(list(Path("/proc/self/task").iterdir())) == 1, (
         "a fork takes one thread along, and the locks of all"
     )

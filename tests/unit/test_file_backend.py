@@ -5,7 +5,6 @@ import errno
 import os
 import resource
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -29,6 +28,7 @@ from backends.errors import (
 )
 from backends.file import FileBackend, FileOptions, _translate
 from backends.file_tree import _NO_UNNAMED, is_temporary
+from tests.support.programs import begin
 
 NOTHING = Attributes()
 BIG = bytes(3 * CHUNK_SIZE)
@@ -337,16 +337,7 @@ async def test_another_error_of_an_unnamed_file_is_no_reason_to_name_it(
 async def test_cases_3_and_5_a_killed_process_leaves_no_object_and_its_rest_is_swept(
     backend: FileBackend, root: Path, kind: str, left_behind: int
 ) -> None:
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        WRITER,
-        str(root),
-        kind,
-        stdout=asyncio.subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-    )
-    assert child.stdout is not None
+    child = await begin("-c", WRITER, str(root), kind)
     async with asyncio.timeout(30):
         assert await child.stdout.readline() == b"half way\n"
         child.send_signal(signal.SIGKILL)

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from backends import file_copy
 from backends.base import CHUNK_SIZE, Attributes, Promise, Receipt, single
 from backends.errors import Conflict, IntegrityError, InvalidKey, NotFound, Unavailable, Unsupported
 from backends.file import FileBackend, FileOptions
+from tests.support.programs import begin
 
 NOTHING = Attributes()
 DATA = os.urandom(3 * CHUNK_SIZE + 7)
@@ -244,10 +244,7 @@ async def test_i5_a_cancelled_copy_leaves_nothing(
 async def test_what_a_killed_copy_leaves_is_swept(
     backend: FileBackend, tmp_path: Path, kind: str, failpoint: str, left: list[str], swept: int
 ) -> None:
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", COPIER, str(tmp_path / "root"), kind, failpoint),
-        cwd=Path(__file__).parents[2],
-    )
+    child = await begin("-c", COPIER, str(tmp_path / "root"), kind, failpoint)
     async with asyncio.timeout(30):
         assert await child.wait() == -signal.SIGKILL
     assert (await keys(backend), await backend.sweep(0.0)) == (left, swept)

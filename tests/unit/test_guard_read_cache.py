@@ -367,7 +367,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("name", [name for name in known() if name.startswith("cache.")])
+@pytest.mark.parametrize("name", known("backends/guards/*cache*.py"))
 async def test_killed_anywhere_the_next_one_serves_the_truth(
     store: Troubled, directory: Path, name: str
 ) -> None:

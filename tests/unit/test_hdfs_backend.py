@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import random
 import signal
-import sys
 import urllib.parse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -34,6 +33,7 @@ from backends.hdfs_options import HdfsOptions
 from tests.support.hdfs import HdfsCluster, space_quota
 from tests.support.hdfs_front import HdfsFront, hdfs_front
 from tests.support.processes import free_port
+from tests.support.programs import begin
 from tests.support.toxics import Proxy
 
 MIB = 1 << 20
@@ -460,12 +460,7 @@ async def test_i6_a_writer_killed_in_the_middle_leaves_what_a_sweep_finds(
         "    await backend.write('dir/k', chunks(), Attributes())\n"
         "asyncio.run(main())\n"
     )
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", script, hdfs.url, backend._client._root),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert child.stdout is not None
+    child = await begin("-c", script, hdfs.url, backend._client._root)
     assert await child.stdout.readline() == b"half\n"
     child.send_signal(signal.SIGKILL)
     await child.wait()

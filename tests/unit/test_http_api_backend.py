@@ -1,7 +1,6 @@
 """What only an HTTP API promises and breaks, beyond the suite every backend passes (tests/conformance/test_http_backend.py)."""
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -32,6 +31,7 @@ from backends.http_api_options import HttpOptions
 from backends.testing.material import LARGE, SourceBroke, fed, put, some_bytes
 from tests.support.http_api import TOKEN, Fault, HttpApi, http_api, options_for
 from tests.support.processes import free_port
+from tests.support.programs import begin
 from tests.support.toxics import Direction, Proxy
 
 NOTHING = Attributes()
@@ -489,7 +489,7 @@ asyncio.run(main())
 
 
 async def test_i5_a_killed_writer_leaves_nothing(api: HttpApi, backend: HttpBackend) -> None:
-    writer = await asyncio.create_subprocess_exec(sys.executable, "-c", WRITER, api.url, TOKEN)
+    writer = await begin("-c", WRITER, api.url, TOKEN)
     try:
         await until(lambda: api.received > 0)
     finally:

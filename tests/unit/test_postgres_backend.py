@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import secrets
 import signal
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from backends.postgres_upload import Upload
 from tests.support.pgbouncer import PgBouncer
 from tests.support.postgres_target import ask, opened, postgres_options
 from tests.support.postgresql import PostgresqlServer, in_thread
+from tests.support.programs import begin
 from tests.support.toxics import Direction, Proxy
 
 ROOT = Path(__file__).parents[2]
@@ -677,7 +677,7 @@ async def test_i5_i6_killed_anywhere_a_write_is_whole_or_absent_and_swept(
     there: list[str],
 ) -> None:
     arguments = (database, options.schema_name, f"postgres.{failpoint}", str(size))
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", WRITER, *arguments, cwd=ROOT)
+    process = await begin("-c", WRITER, *arguments)
     assert await process.wait() == -signal.SIGKILL
     assert await keys(backend) == there
     for key in there:

@@ -6,11 +6,9 @@ import hashlib
 import random
 import re
 import signal
-import sys
 import zlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +18,7 @@ from backends.errors import Conflict, IntegrityError, NotFound, Unavailable, Uns
 from backends.s3 import S3Backend
 from backends.s3_copy import CopiedParts, Original
 from tests.support.localstack import LocalStackEndpoint
+from tests.support.programs import begin
 from tests.support.s3 import fronted_backend, new_bucket, s3_client, s3_options, strict_backend
 from tests.support.strict_s3 import StrictS3, strict_s3
 
@@ -362,10 +361,7 @@ async def test_what_a_killed_copy_leaves_is_swept(failpoint: str, left: tuple[li
         options = s3_options(LocalStackEndpoint(store.url), "bucket")
         backend = await S3Backend.connect(options)
         await backend.write("source", single(b"x"), NOTHING)
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", COPIER, options.model_dump_json(), failpoint),
-            cwd=Path(__file__).parents[2],
-        )
+        child = await begin("-c", COPIER, options.model_dump_json(), failpoint)
         async with asyncio.timeout(30):
             assert await child.wait() == -signal.SIGKILL
         assert (list(store.buckets["bucket"]), await backend.sweep(0.0)) == left

@@ -11,7 +11,6 @@ Exit status 1 when anything was lost, an invariant does not hold, or a failpoint
 
 import argparse
 import asyncio
-import functools
 import itertools
 import os
 import random
@@ -25,8 +24,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
-
-from botocore.loaders import JSONFileLoader
 
 from tests.faults import power_cut, strokes
 from tests.faults.crash import table
@@ -46,6 +43,7 @@ from tests.faults.worlds import (
     publish_small,
     started,
 )
+from tests.support import aws_models
 from tests.support.services import NotAvailable
 from tests.support.strace import Strace
 from tests.support.workers import workers
@@ -282,9 +280,7 @@ def main() -> int:
     # Compiled anew by every worker that starts from nothing, the code would be most of what it takes one to recover.
     os.environ |= {"PYTHONPYCACHEPREFIX": str(ROOT / "pycache"), "PYTHONDONTWRITEBYTECODE": ""}
     logs.configure("error", "json", sys.stderr)
-    # Parsing the descriptions of AWS's services is most of what a client costs, and every visit makes a dozen.
-    load = functools.cache(JSONFileLoader().load_file)
-    JSONFileLoader.load_file = lambda _, path: load(path)
+    aws_models.remember()
     wanted = combinations(options.queue or QUEUES, options.ledger or LEDGERS, options.backend or BACKENDS)
     shutil.rmtree(ROOT / str(options.seed), ignore_errors=True)
     try:
