@@ -1,7 +1,7 @@
 """Where the objects of a bundle lie within a target: layouts by name, and layouts by template.
 
 Called by worker/bootstrap.py, which gives each target its layout, by worker/settings.py, which checks them, and by the
-handlers, which ask for keys. docs/layouts.md is for users.
+handlers, which ask for keys; by worker/objects.py, which finds out what a key belongs to. docs/layouts.md is for users.
 """
 
 import difflib
@@ -23,11 +23,15 @@ __all__ = [
     "ResourceFacts",
     "check_layout",
     "make_layout",
+    "manifest_beside",
     "may_meet",
 ]
 
 SEED: Final = "oc"
 BUS: Final = "oc-v1"
+_SIDECAR: Final = ".meta"
+_MANIFEST: Final = "bundle.meta"
+"""Of a `FolderLayout`."""
 
 TEMPLATES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -98,10 +102,10 @@ class FolderLayout:
         return _join(self.storage_key(bundle), resource.name)
 
     def sidecar_key(self, resource_key: str) -> str | None:
-        return f"{resource_key}.meta"
+        return f"{resource_key}{_SIDECAR}"
 
     def manifest_key(self, bundle: BundleFacts) -> str:
-        return _join(self.storage_key(bundle), "bundle.meta")
+        return _join(self.storage_key(bundle), _MANIFEST)
 
     def archive_key(self, bundle: BundleFacts, suffix: str) -> str:
         # No resource's: those end in the resource's id, or have a dot behind it.
@@ -122,6 +126,12 @@ def make_layout(spec: str, prefix: str, *, keeps_attributes: bool) -> Layout:
     if spec == BUS:
         return BusLayout(prefix)
     return TemplateLayout(parse(TEMPLATES.get(spec, spec)), prefix, sidecars=not keeps_attributes)
+
+
+def manifest_beside(key: str) -> str | None:
+    """The key of the manifest in a bundle's folder, for one that may be a sidecar in it."""
+    folder, below, name = key.rpartition("/")
+    return f"{folder}/{_MANIFEST}" if below and name.endswith(_SIDECAR) else None
 
 
 def check_layout(spec: str) -> str:

@@ -128,13 +128,18 @@ async def _members(
 ) -> AsyncGenerator[Member, None]:
     """What lies of the bundle in that target, in the order of the ledger. Late resources are in no archive."""
     async for resource in ledger.resources(bid):
-        for stored in () if resource.late else resource.objects:
-            if stored.target == name:
-                yield _member(resource, stored, target)
+        lying = [] if resource.late else [stored for stored in resource.objects if stored.target == name]
+        # A best-effort target may have got it later than the others, when its route had other transforms.
+        several = len(lying) > 1
+        for stored in lying:
+            yield _member(resource, stored, target, several=several)
 
 
-def _member(resource: StoredResource, stored: StoredObject, target: StorageBackend) -> Member:
-    transformed = resource.before is not None and bool(resource.before.steps)
+def _member(
+    resource: StoredResource, stored: StoredObject, target: StorageBackend, *, several: bool
+) -> Member:
+    steps = resource.before is not None and bool(resource.before.steps)
+    transformed = steps or several or stored.member is not None
     path = member_path(resource.url, stored.key, transformed=transformed)
     return Member(path, stored.size, stored.sha256, partial(target.open, stored.key))
 

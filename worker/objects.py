@@ -18,7 +18,7 @@ from typing import BinaryIO, Final, Literal
 from backends.base import StorageBackend
 from backends.errors import IntegrityError, StorageError
 from backends.failpoints import failpoint
-from handlers import bus_layout
+from handlers import bus_layout, layouts
 from worker import stores
 from worker.ledger.base import Ledger
 from worker.ledger.values import Found, Search, StoredObject
@@ -118,10 +118,11 @@ async def known(ledger: Ledger, target: str, key: str) -> Known | None:
         return Known(found.bid, found.recipe_id, "manifest")
     if (found := await _first(ledger, Search(target=target, archive=key))) is not None:
         return Known(found.bid, found.recipe_id, "archive")
-    if (beside := bus_layout.manifest_beside(key)) is None:
+    if (beside := layouts.manifest_beside(key) or bus_layout.manifest_beside(key)) is None:
         return None
     found = await _first(ledger, Search(target=target, manifest=beside))
-    part: Literal["sidecar", "document"] = "document" if bus_layout.described_by(key) is None else "sidecar"
+    # Its payload may lie elsewhere: it refers to another's, or was taken apart.
+    part: Literal["sidecar", "document"] = "sidecar" if any(_described_by(key)) else "document"
     return None if found is None else Known(found.bid, found.recipe_id, part)
 
 

@@ -21,8 +21,9 @@ _LIMITS = Limits(name=900)
 async def listed(members: AsyncIterator[Member]) -> bytes:
     """What `relisted` has to find again.
 
-    Holds a digest of each path and each folder while it runs, about 0.1 kB each. Raises `ValueError` for paths that
-    `entry_path` refuses or would change, and for two that some file system would not tell apart.
+    Holds a digest of each path at the top, and of each path and each folder in the folder there that comes at the moment, about
+    0.1 kB each. Raises `ValueError` for paths that `entry_path` refuses or would change, for two that some file system would
+    not tell apart, and for a folder at the top whose files do not come one after the other.
     """
     seen, taken = blake2b(), _Taken()
     async for member in members:
@@ -59,22 +60,53 @@ def check_path(path: str) -> None:
 
 
 class _Taken:
-    """Paths that are taken, as digests."""
+    """Paths that are taken, as digests.
+
+    Below a folder at the top they are kept for as long as its files come: those of one payload may be in hundreds of folders
+    each, and an archive may be of any number of payloads.
+    """
 
     def __init__(self) -> None:
         self._files: set[bytes] = set()
         self._folders: set[bytes] = set()
+        """Of both, those at the top."""
+        self._folder = b""
+        """The one that files come for."""
+        self._files_below: set[bytes] = set()
+        self._folders_below: set[bytes] = set()
 
     def add(self, path: str) -> None:
         # As handlers/transforms/names.py: neither case nor normal form sets two files apart everywhere.
         folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())
-        segments = folded.split("/")
-        file = _mark(folded)
-        folders = {_mark("/".join(segments[:end])) for end in range(1, len(segments))}
-        if file in self._files or file in self._folders or not folders.isdisjoint(self._files):
+        top, *below = folded.split("/")
+        if not (self._take_below(_mark(top), below, path) if below else self._take(_mark(top))):
             raise ValueError(f"another member of the archive is in the way of {path[:200]!a}")
+
+    def _take(self, file: bytes) -> bool:
+        """Whether nothing is in the way of a file at the top."""
+        if file in self._files or file in self._folders:
+            return False
         self._files.add(file)
-        self._folders |= folders
+        return True
+
+    def _take_below(self, top: bytes, segments: list[str], path: str) -> bool:
+        if top in self._files:
+            return False
+        if top != self._folder:
+            if top in self._folders:
+                raise ValueError(f"what lies in one folder has to come together: {path[:200]!a} does not")
+            self._folders.add(top)
+            self._folder, self._files_below, self._folders_below = top, set(), set()
+        *folders, file = (_mark("/".join(segments[:end])) for end in range(1, len(segments) + 1))
+        if (
+            file in self._files_below
+            or file in self._folders_below
+            or not self._files_below.isdisjoint(folders)
+        ):
+            return False
+        self._files_below.add(file)
+        self._folders_below.update(folders)
+        return True
 
 
 def _mark(path: str) -> bytes:

@@ -102,6 +102,19 @@ class Contents:
             f"disk/b{number}/0" for number in range(20)
         }
 
+    async def test_a_resource_that_two_messages_bring_at_once_has_one_object_in_a_target(
+        self, ledger: Ledger
+    ) -> None:
+        """The one stored it when the other found it elsewhere."""
+        both = [
+            entry("a"),
+            replace(entry("a", stored=(), referred={"disk": "elsewhere"}), message_id="again"),
+        ]
+        outcomes = await asyncio.gather(*map(ledger.record, both))
+        assert [outcome.differs or outcome.conflict for outcome in outcomes] == [False, False]
+        (resource,) = [each async for each in ledger.resources("a")]
+        assert [each.key for each in resource.objects] == ["disk/a/0"]
+
     async def test_what_a_best_effort_target_gets_later_is_noted(self, ledger: Ledger) -> None:
         first = entry("a")
         await ledger.record(first)

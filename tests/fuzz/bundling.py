@@ -7,9 +7,11 @@ import asyncio
 import io
 import tarfile
 import tempfile
+import unicodedata
 import zipfile
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import zstandard
@@ -108,9 +110,15 @@ def _work() -> Work:
 
 
 def _kept(paths: list[str]) -> bool:
-    """Whether taking the archive apart gives these very paths."""
+    """Whether taking the archive apart gives these very paths, and what lies in one folder at the top comes together."""
     work = _work()
     try:
-        return [entry_path(path, work) for path in paths] == paths
+        same = [entry_path(path, work) for path in paths] == paths
     except Refused:
         return False
+    folders = [
+        unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold()).partition("/")[0]
+        for path in paths
+        if "/" in path
+    ]
+    return same and len([*groupby(folders)]) == len(set(folders))

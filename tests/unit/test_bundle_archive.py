@@ -27,7 +27,7 @@ from backends.guards.timeouts import TimeoutOptions
 from backends.memory import MemoryBackend, MemoryOptions
 from backends.wrapper import Wrapper
 from handlers.bundling.member_paths import member_path
-from handlers.layouts import FolderLayout, make_layout
+from handlers.layouts import FolderLayout, ObjectLayout, make_layout
 from handlers.naming import resource_id, resource_name
 from handlers.plan import BundleTarget
 from handlers.transforms.compress import Compress, CompressOptions
@@ -401,6 +401,28 @@ async def test_case_72_every_target_has_an_archive_and_a_best_effort_one_when_it
     assert await world.store({"https://example.com/a": b"a"}) == [Ack()]
     assert await world.archive("spare") == await world.archive()
     assert (await world.manifest("spare"))["archive"] == (await world.manifest())["archive"]
+
+
+async def test_a_best_effort_target_that_was_sent_the_files_in_it_has_each_of_them(
+    make: Make, tmp_path: Path
+) -> None:
+    """Its route unzips by now; when the bundle was completed it did not."""
+    world = await make(targets={name: Watched(await memory()) for name in ("main", "spare")})
+    url = "https://example.com/x.zip"
+    watched(world, "spare").faults[""] = Unavailable("spare is down")
+    payload = {url: zip_of({"a/b.txt": b"b", "c.txt": b"c"})}
+    with pytest.raises(Unavailable):
+        await world.store(payload)
+    await world.relay().announce_due()
+    watched(world, "spare").faults.clear()
+    unzips = (Unzip(UnzipOptions()),)
+    later = World(
+        world.ledger, world.queue, world.staging, world.targets, "zip", unzips, ObjectLayout("p"), tmp_path
+    )
+    assert await later.store(payload) == [Ack()]
+    name = resource_name(url)
+    assert unpacked("zip", await world.archive()) == {name: payload[url]}
+    assert unpacked("zip", await world.archive("spare")) == {f"{name}/a/b.txt": b"b", f"{name}/c.txt": b"c"}
 
 
 async def test_a_best_effort_target_without_room_for_it_does_not_hold_the_completion(make: Make) -> None:

@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -25,6 +26,7 @@ from backends.memory import MemoryBackend
 from backends.registry import UnknownName
 from handlers.bundling.archive import FORMATS, archive
 from handlers.bundling.base import Member, blocks
+from handlers.bundling.listing import listed
 from handlers.bundling.tar_writer import headers, tar
 from handlers.bundling.zip_format import Entry, central_header, descriptor, end_records, local_header
 from handlers.transforms.base import Limits
@@ -205,6 +207,10 @@ async def test_what_reading_raises_comes_out_unchanged(format_: str) -> None:
         ["a/"],
         ["nul.txt"],
         ["a."],
+        ["a/b", "a/B"],
+        ["a/b/c", "a/b"],
+        ["a/b", "a/b/c"],
+        ["a/b", "c/d", "a/e"],
         ["/".join(["x" * 99] * 10)],
     ],
 )
@@ -223,6 +229,23 @@ async def test_paths_that_could_not_come_out_again_are_refused_before_the_first_
     with pytest.raises(ValueError, match=r"^(?!.*\n)"):
         await anext(archive(format_, listing([watched(member(path)) for path in ["fine", *paths]])))
     assert opened == []
+
+
+async def test_folders_are_remembered_for_one_payload_at_a_time() -> None:
+    """A path of 900 bytes lies in hundreds of folders; a bundle may have any number of payloads with such paths."""
+
+    async def most(payloads: int) -> int:
+        paths = [f"{top}.zip/{at}/" + "a/" * 400 + "f" for top in range(payloads) for at in range(20)]
+        tracemalloc.start()
+        try:
+            await listed(listing([member(path) for path in paths])())
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    one = await most(1)
+    assert one > 400 * 20 * 50, "each folder is known"
+    assert await most(8) < 2 * one
 
 
 async def test_a_negative_size_is_refused() -> None:

@@ -592,6 +592,15 @@ async def test_how_many_resources_share_an_object(world: World) -> None:
     assert f"of at least {MANY} other" in render_objects.told(Known("b", "r", "object", others=MANY))
 
 
+async def test_the_facts_of_who_refers_are_no_stranger(folders: World) -> None:
+    await folders.process("a")
+    await folders.process("b")
+    facts = [key for key in await folders.one.keys() if key.startswith("bundle_test-b/")]
+    assert len(facts) == 1
+    assert await objects.known(folders.ledger, "one", facts[0]) == Known("test-b", "r", "sidecar")
+    assert await objects.known(folders.ledger, "one", facts[0].replace("test-b", "test-c")) is None
+
+
 async def test_without_its_facts_nothing_is_recorded(folders: World) -> None:
     await folders.process("a")
     folders.one.fault = Unavailable("full")

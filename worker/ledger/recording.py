@@ -55,9 +55,9 @@ class Recorder:
         )
         differing = self._differing(conn, accepted, inserted)
         accepted = [entry for entry in accepted if entry.message_id not in differing]
-        laid = self._insert(
-            conn, objects, (row for e in accepted if resource_key(e) in inserted for row in object_rows(e))
-        )
+        # Two messages of one resource may have found its payload under different keys: the row that was inserted is the first's.
+        first = {key: entry for entry in reversed(accepted) if (key := resource_key(entry)) in inserted}
+        laid = self._insert(conn, objects, (row for entry in first.values() for row in object_rows(entry)))
         contents.note(conn, self._insert_into, accepted, laid)
         for bid, row in known.items():
             mine = [entry for entry in accepted if entry.bid == bid]
