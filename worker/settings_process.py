@@ -1,6 +1,7 @@
 """Settings of a process itself: its ledger, its work, and what it tells of it. worker/settings_schema.py hangs them in."""
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +11,15 @@ from sqlalchemy import URL
 from backends.aws_options import AwsOptions
 from worker.ledger.urls import ledger_url
 from worker.settings_section import Section
+
+
+def _bearer(value: SecretStr) -> SecretStr:
+    """https://www.rfc-editor.org/rfc/rfc6750#section-2.1"""
+    if re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", value.get_secret_value()) is None:
+        raise ValueError(
+            "no header carries it; use letters, digits and -._~+/ only, without spaces or a newline at its end"
+        )
+    return value
 
 
 def _listening_address(value: str) -> str:
@@ -156,9 +166,8 @@ class AdminSettings(Section):
         "has the `token`.",
     )
     port: int = Field(default=9464, ge=0, le=65_535, description="TCP port; 0 takes any free one.")
-    token: SecretStr | None = Field(
+    token: Annotated[SecretStr, Field(min_length=16), AfterValidator(_bearer)] | None = Field(
         default=None,
-        min_length=16,
         description="What `/metrics` then wants as a bearer token, on a loopback address too.",
     )
 
