@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from worker.settings_process import WorkerSettings
 from worker.storage import (
     BundleRef,
     BundleResourcesDecorator,
+    BundleStorageContext,
     BundleStream,
     CompletionPending,
     FileStorage,
@@ -549,6 +551,36 @@ async def test_a_bundle_that_was_given_up_is_not_completed_by_closing_it(
         await bundle.write_resource(URL, None, 200, stream(b"x"))
         await bundle.abort()
     assert announced(state) == []
+
+
+@pytest.mark.parametrize("place", ["open_parts", "staging"])
+async def test_a_close_that_was_cancelled_may_be_repeated(
+    storage: FileStorage, state: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on, waiting = asyncio.Event(), asyncio.Event()
+    real = BundleStorageContext._add if place == "open_parts" else FileBackend.write
+
+    async def slow(*arguments: Any, **named: Any) -> Any:
+        waiting.set()
+        await going_on.wait()
+        return await real(*arguments, **named)
+
+    stream = await storage.open_bundle("slow", {})
+    owner = BundleStorageContext if place == "open_parts" else FileBackend
+    monkeypatch.setattr(owner, real.__name__, slow)
+    await stream.write(b"whole")
+    closing = asyncio.create_task(stream.close())
+    await waiting.wait()
+    for _ in range(5):
+        # It has to wait by now.
+        await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    going_on.set()
+    async with asyncio.timeout(10):
+        await stream.close()
+    assert len(announced(state)) == 1
 
 
 async def test_a_bundle_may_be_opened_without_a_block(storage: FileStorage, out: Path) -> None:

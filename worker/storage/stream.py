@@ -60,12 +60,12 @@ class BundleStream:
         """
         if self.given_up:
             raise ProducerError(f"bundle {self._context.bid} was given up; open another one")
-        if self._storing is not None:
-            if not self._ended:
-                self._ended = True
-                await self._hand(self._storing, None)
-            await self._storing
         self._ended = True
+        if self._storing is not None:
+            # Who closes may be cancelled; storing goes on, and its end is told again if it was not taken.
+            await self._hand(self._storing, None)
+            await asyncio.wait([self._storing])
+            self._storing.result()
         await self._context.complete(self._metadata)
 
     async def abort(self) -> None:
