@@ -10,11 +10,12 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, Final
 
 import structlog
@@ -22,6 +23,9 @@ import structlog
 from worker.metrics import Metrics
 
 _CLIENT_TIMEOUT: Final = 5.0
+"""Seconds for a whole connection."""
+_CLIENTS: Final = 32
+"""Connections at once; each takes a thread."""
 TICK: Final = 0.5
 """Seconds between two calls of `Health.tick`."""
 _PLAIN_TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -164,12 +168,40 @@ class _Server(ThreadingHTTPServer):
         self.health = health
         self.credentials = None if token is None else f"Bearer {token}".encode()
         self.within_reach = host != "localhost" and not ipaddress.ip_address(host).is_loopback
+        self._clients: dict[Any, float] = {}
+        self._hanging_up = Lock()
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
         # HTTPServer would ask DNS for its own name here, which can take as long as DNS likes.
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Where there are too many clients, the one that has been there longest gives way: a probe is quick."""
+        with self._hanging_up:
+            self._clients[request] = time.monotonic()
+            self._hang_up(list(self._clients)[:-_CLIENTS])
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Between two requests. A client that sends a byte now and then never runs into the timeout of its socket."""
+        late = time.monotonic() - _CLIENT_TIMEOUT
+        with self._hanging_up:
+            self._hang_up([client for client, since in self._clients.items() if since < late])
+
+    def shutdown_request(self, request: Any) -> None:
+        """Its thread is done with it."""
+        with self._hanging_up:
+            # What is closed from here on may be another's number a moment later.
+            self._clients.pop(request, None)
+        super().shutdown_request(request)
+
+    def _hang_up(self, clients: Iterable[Any]) -> None:
+        for client in clients:
+            del self._clients[client]
+            with suppress(OSError):  # it has gone by itself
+                client.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class calls it so
         """A client that goes away is no event; anything else is one log line."""

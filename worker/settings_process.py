@@ -18,6 +18,15 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 
 
+def _bearer(value: SecretStr) -> SecretStr:
+    """https://www.rfc-editor.org/rfc/rfc6750#section-2.1"""
+    if re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", value.get_secret_value()) is None:
+        raise ValueError(
+            "no header carries it; use letters, digits and -._~+/ only, without spaces or a newline at its end"
+        )
+    return value
+
+
 def _listening_address(value: str) -> str:
     if value != "localhost":
         try:
@@ -184,9 +193,8 @@ class AdminSettings(Section):
         "has the `token`.",
     )
     port: int = Field(default=9464, ge=0, le=65_535, description="TCP port; 0 takes any free one.")
-    token: SecretStr | None = Field(
+    token: Annotated[SecretStr, Field(min_length=16), AfterValidator(_bearer)] | None = Field(
         default=None,
-        min_length=16,
         description="What `/metrics` then wants as a bearer token, on a loopback address too.",
     )
 

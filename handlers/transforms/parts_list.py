@@ -5,6 +5,7 @@ list serves every target, whatever its layout makes of the key, and can name not
 """
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -14,6 +15,8 @@ MOST: Final = 250_000
 """Parts that a list may have."""
 LIMIT: Final = 32 << 20
 """Bytes of a list that is read: enough for so many."""
+_AT_ONCE: Final = 256
+"""Parts that are made into text at a time."""
 
 _Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -50,9 +53,15 @@ class PartsList(BaseModel):
             raise ValueError("the sizes of the parts do not make the size of the whole")
         return self
 
-    def encode(self) -> bytes:
-        """The same list gives the same bytes."""
-        return json.dumps(self.model_dump(mode="json")).encode() + b"\n"
+    def encode(self) -> Iterator[bytes]:
+        """Its bytes, in pieces. The same list gives the same bytes."""
+        before = json.dumps({**self.model_dump(mode="json", exclude={"parts"}), "parts": []})
+        text = before.removesuffix("]}")
+        for start in range(0, len(self.parts), _AT_ONCE):
+            yield text.encode()
+            parts = self.parts[start : start + _AT_ONCE]
+            text = (", " if start else "") + ", ".join(json.dumps(part.model_dump()) for part in parts)
+        yield f"{text}]}}\n".encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Self:

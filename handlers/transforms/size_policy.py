@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 
-from backends.base import CHUNK_SIZE, single
+from backends.base import CHUNK_SIZE
 from handlers.errors import Refused
 from handlers.transforms.base import Part, Transform, Work
 from handlers.transforms.max_size import NAME
@@ -118,7 +118,7 @@ class Split:
             content_type=whole.content_type,
             parts=tuple(listed),
         )
-        yield _beside(whole, SUFFIX, single(contents.encode()), "application/json", work)
+        yield _beside(whole, SUFFIX, _text(contents), "application/json", work)
 
 
 class _Pieces:
@@ -171,6 +171,11 @@ class _Pieces:
     def _count(self, data: bytes) -> None:
         self._piece.update(data)
         self._whole.update(data)
+
+
+async def _text(contents: PartsList) -> AsyncIterator[bytes]:
+    for piece in contents.encode():
+        yield piece
 
 
 def _beside(whole: Part, suffix: str, chunks: AsyncIterator[bytes], content_type: str, work: Work) -> Part:

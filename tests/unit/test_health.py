@@ -11,6 +11,7 @@ from urllib.error import HTTPError
 
 import pytest
 
+import worker.health
 from tests.support.processes import free_port
 from tests.support.services import fetch
 from worker.bootstrap import open_service
@@ -174,6 +175,37 @@ def test_head_has_the_headers_and_no_body(admin: AdminServer) -> None:
 )
 def test_case_103_anything_else_is_refused(admin: AdminServer, method: str, path: str, status: int) -> None:
     assert ask(admin, path, method)[0] == status
+
+
+def test_case_103_slow_clients_give_way_to_probes(
+    admin: AdminServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.health, "_CLIENTS", 2)
+    slow = [socket.create_connection(("127.0.0.1", admin.port), timeout=2) for _ in range(2)]
+    for client in slow:
+        client.sendall(b"G")
+    assert ask(admin, "/livez")[0] == 200
+    assert slow[0].recv(1) == b""
+    for client in slow:
+        client.close()
+
+
+def test_case_103_a_client_that_trickles_is_hung_up_on(
+    admin: AdminServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.health, "_CLIENT_TIMEOUT", 0.2)
+    with socket.create_connection(("127.0.0.1", admin.port), timeout=0.05) as client:
+        for _ in range(100):
+            try:
+                client.send(b"G")
+                assert client.recv(1) == b""
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                pass
+            break
+        else:
+            pytest.fail("it may go on")
 
 
 @pytest.fixture

@@ -5,11 +5,13 @@ import gc
 import gzip
 import io
 import json
+import os
 import weakref
 import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,11 +22,13 @@ from handlers.errors import Refused
 from tests.support.storages import Recipe, announced, files, ledger_states, stream
 from worker import manifest, relay, settings_in_process
 from worker.ledger import sql
+from worker.ledger.base import LedgerUnavailable
 from worker.notification import event_id
 from worker.settings_process import WorkerSettings
 from worker.storage import (
     BundleRef,
     BundleResourcesDecorator,
+    BundleStorageContext,
     BundleStream,
     CompletionPending,
     FileStorage,
@@ -36,6 +40,7 @@ from worker.storage import (
     StorageOptionsError,
     UnzipResourceDecorator,
     create_storage_stack,
+    own,
 )
 from worker.storage.own import OwnStorage
 from worker.storage.stream import bid_of
@@ -196,6 +201,42 @@ async def test_what_comes_after_the_end_is_refused(storage: FileStorage) -> None
     await again.complete({})
 
 
+async def test_a_resource_that_somebody_elses_completion_misses_is_refused(
+    storage: FileStorage, state: Path
+) -> None:
+    ref, url, slow = BundleRef("u", bid="test-late"), f"{URL}?[a]*", asyncio.Event()
+    bundle, other = [await storage.start_bundle(ref, "fr") for _ in range(2)]
+    await other.add_resource(url, None, 200, stream(b"counts"))
+    reading = asyncio.Event()
+
+    async def waiting() -> AsyncGenerator[bytes, None]:
+        yield b"x"
+        reading.set()
+        await slow.wait()
+
+    adding = asyncio.create_task(other.add_resource(f"{url}&2", None, 200, waiting()))
+    await reading.wait()
+    find = sql.SqlLedger.find
+
+    async def completing(ledger: sql.SqlLedger, message_id: str) -> str | None:
+        between.undo()
+        await bundle.complete({})
+        return await find(ledger, message_id)
+
+    with pytest.MonkeyPatch.context() as between:
+        # After the look at the bundle, and before the record.
+        between.setattr(sql.SqlLedger, "find", completing)
+        slow.set()
+        with pytest.raises(ProducerError, match="completed before"):
+            await adding
+    with pytest.raises(ProducerError, match="completed before"):
+        await other.add_resource(f"{url}&2", None, 200, stream(b"x"))
+    with pytest.raises(ProducerError, match="completed before"):
+        await other.add_resource(f"{url}&3", None, 200, stream(b"z"))
+    await other.add_resource(url, None, 200, stream(b"counts"))
+    assert [body["resources_count"] for body in announced(state)] == [1]
+
+
 async def test_metadata_nobody_could_announce_leaves_the_bundle_open(storage: FileStorage) -> None:
     bundle = await storage.start_bundle(BundleRef("u"), "fr")
     with pytest.raises(ProducerError):
@@ -350,6 +391,26 @@ async def test_the_first_bundle_of_a_recipe_announces_what_was_left_too(out: Pat
     await again.aclose()
 
 
+async def test_a_run_that_could_not_start_has_not_looked_at_what_was_left(
+    storage: FileStorage, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def down(*_: object, **__: object) -> list[str]:
+        raise LedgerUnavailable("down")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(own, "pending", down)
+        with pytest.raises(LedgerUnavailable):
+            await storage.on_run_start(None, Recipe())
+    before, broken = FileStorage(storage.output_dir), Recipe()
+    broken.bundle_loader.down = True
+    left = await before.start_bundle(BundleRef("u", bid="test-left"), broken)
+    with pytest.raises(RuntimeError):
+        await left.complete({})
+    await before.aclose()
+    await storage.start_bundle(BundleRef("u"), Recipe())
+    assert ledger_states(state) == {"test-left": "published"}
+
+
 async def test_a_manifest_in_the_way_is_told_and_tried_again_when_it_is_gone(
     storage: FileStorage, out: Path, state: Path
 ) -> None:
@@ -473,6 +534,52 @@ async def test_a_block_that_fails_announces_nothing(storage: FileStorage, out: P
     assert announced(state) == []
     async with storage.open_bundle("bundle_123", {}) as bundle:
         await bundle.write(b"whole")
+    assert len(announced(state)) == 1
+
+
+async def test_a_bundle_that_was_given_up_is_not_completed_by_closing_it(
+    storage: FileStorage, state: Path
+) -> None:
+    written, resources = [await storage.open_bundle(name, {}) for name in ("written", "resources")]
+    await written.write(b"half")
+    await resources.write_resource(URL, None, 200, stream(b"x"))
+    for bundle in (written, resources):
+        await bundle.abort()
+        with pytest.raises(ProducerError, match="given up"):
+            await storage.close_bundle(bundle)
+    async with storage.open_bundle("block", {}) as bundle:
+        await bundle.write_resource(URL, None, 200, stream(b"x"))
+        await bundle.abort()
+    assert announced(state) == []
+
+
+@pytest.mark.parametrize("place", ["open_parts", "staging"])
+async def test_a_close_that_was_cancelled_may_be_repeated(
+    storage: FileStorage, state: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    going_on, waiting = asyncio.Event(), asyncio.Event()
+    real = BundleStorageContext._add if place == "open_parts" else FileBackend.write
+
+    async def slow(*arguments: Any, **named: Any) -> Any:
+        waiting.set()
+        await going_on.wait()
+        return await real(*arguments, **named)
+
+    stream = await storage.open_bundle("slow", {})
+    owner = BundleStorageContext if place == "open_parts" else FileBackend
+    monkeypatch.setattr(owner, real.__name__, slow)
+    await stream.write(b"whole")
+    closing = asyncio.create_task(stream.close())
+    await waiting.wait()
+    for _ in range(5):
+        # It has to wait by now.
+        await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    going_on.set()
+    async with asyncio.timeout(10):
+        await stream.close()
     assert len(announced(state)) == 1
 
 
@@ -604,6 +711,23 @@ async def test_what_a_dead_process_left_on_its_way_is_removed_and_what_a_living_
     async with FileStorage(out):
         assert own < {path.name for path in staging.iterdir()}
     assert own == {path.name for path in staging.iterdir()}
+
+
+async def test_a_storage_that_closes_while_another_one_opens_is_not_in_its_way(
+    storage: FileStorage, out: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await storage.start_bundle(BundleRef("u"), "fr")
+    open_file = os.open
+
+    def closing(path: Path | str, *arguments: int) -> int:
+        if str(path).endswith(".lock"):
+            # The other process had it when the folder was listed.
+            Path(path).unlink(missing_ok=True)
+        return open_file(path, *arguments)
+
+    monkeypatch.setattr(os, "open", closing)
+    async with FileStorage(out):
+        assert len(list((state / "staging").iterdir())) >= 1
 
 
 async def test_the_event_loop_goes_on_while_bytes_are_stored(storage: FileStorage) -> None:

@@ -307,6 +307,8 @@ def test_all_problems_come_at_once_each_with_its_place(load: Load) -> None:
         ("ledger: {url: 'sqlite:///x.db?mode=ro'}\n", "t.yaml:1: ledger.url: 'sqlite:///x.db?mode=ro' is refused: the ledger is one file"),
         ("ledger: {url: nonsense}\n", "t.yaml:1: ledger.url: 'nonsense' is refused: not a database URL"),
         ("admin: {host: example.org}\n", "t.yaml:1: admin.host: 'example.org' is refused: not an address to listen on"),
+        ('admin: {token: "of-many-letters-and-a-newline\\n"}\n', "t.yaml:1: admin.token: no header carries it; use letters"),
+        ("admin: {token: of-löttörs-no-header-carries}\n", "t.yaml:1: admin.token: no header carries it; use letters"),
         ("admin: {port: 70000}\n", "t.yaml:1: admin.port: '70000' should be less than or equal to 65535"),
         ("logs: {level: loud}\n", "t.yaml:1: logs.level: 'loud' should be 'debug', "),
         ('targets: {main: {prefix: "a\\nb"}}\n', "t.yaml:1: targets.main.prefix: 'a\\nb' is refused: a prefix has no control"),

@@ -292,6 +292,18 @@ def test_a_list_of_the_most_parts_can_be_read() -> None:
     assert len(json.dumps(part)) + 2 <= LIST_LIMIT // MOST
 
 
+@pytest.mark.parametrize("count", [1, 256, 257, 1000])
+def test_a_list_comes_in_pieces(count: int) -> None:
+    """Neither the event loop nor a chunk's size knows how many parts there are."""
+    parts = [{"name": part_name(number), "size": 2, "sha256": "0" * 64} for number in range(1, count + 1)]
+    whole = {"size": 2 * count, "sha256": "0" * 64, "content_type": 'té/"x"', "parts": parts}
+    listed = PartsList.model_validate(whole)
+    pieces = list(listed.encode())
+    assert max(map(len, pieces)) < 1 << 16
+    assert json.loads(b"".join(pieces)) == {"version": 1, **whole}
+    assert PartsList.decode(b"".join(pieces)) == listed
+
+
 async def test_a_part_that_nobody_reads_is_in_the_list_all_the_same() -> None:
     data = os.urandom(250)
     work = Work(Meter(Limits()), Path())
@@ -369,7 +381,7 @@ def test_a_list_names_its_parts_only(change: Mapping[str, Any]) -> None:
             "parts": [{"name": "part-00001", "size": 3, "sha256": "0" * 64}],
         }
     )
-    assert PartsList.decode(good.encode()) == good
+    assert PartsList.decode(b"".join(good.encode())) == good
     with pytest.raises(ValueError):  # noqa: PT011 - pydantic's, or ours
         PartsList.decode(json.dumps({**good.model_dump(), **change}).encode())
 

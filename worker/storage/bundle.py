@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from glob import escape
 from itertools import count
 from typing import Any
 
@@ -20,7 +21,7 @@ from handlers.messages import Payload
 from handlers.naming import resource_name
 from worker.attempts import Attempt
 from worker.disposition import Failure, decide
-from worker.ledger.values import BundleRecord
+from worker.ledger.values import BundleRecord, Search
 from worker.producer import BundleMessages, ProducerError
 from worker.queues.base import Retry
 from worker.storage.announcing import Hooks, announce, reference
@@ -39,16 +40,13 @@ class BundleStorageContext:
         hooks: Hooks,
         keeper: Keeper,
         staged: Callable[[], int],
-        *,
-        complete: bool,
     ) -> None:
-        """Made by a storage. `staged` gives numbers that name payloads on their way; `complete`: the bundle was before."""
+        """Made by a storage. `staged` gives numbers that name payloads on their way."""
         self.bundle_ref = ref
         self._messages = messages
         self._hooks = hooks
         self._keeper = keeper
         self._staged = staged
-        self._complete = complete
         self._adding = 0
         self._closed = False
         self._log = structlog.get_logger("storage")
@@ -137,11 +135,21 @@ class BundleStorageContext:
         self._messages.foresee(resource, location)
         async with self._staging(parts, key, stream) as payload:
             message = self._messages.fetched(resource, payload)
-            if self._complete and await parts.ledger.find(message.id) is None:
-                raise ProducerError(
-                    f"bundle {self.bid} was completed before, without {url}; start another one for it"
-                )
+            if await self._completed(parts) and await parts.ledger.find(message.id) is None:
+                raise self._late(url)
             await self._process(parts, self._messages.body(message))
+        # Who else has the bundle open, here or in another process, may have completed it meanwhile.
+        if await self._completed(parts) and await _recorded_late(parts, self.bid, url):
+            raise self._late(url)
+
+    async def _completed(self, parts: Parts) -> bool:
+        bundle = await parts.ledger.bundle(self.bid)
+        return bundle is not None and bundle.state != "open"
+
+    def _late(self, url: str) -> ProducerError:
+        return ProducerError(
+            f"bundle {self.bid} was completed before, without {url}; start another one for it"
+        )
 
     @asynccontextmanager
     async def _staging(self, parts: Parts, key: str, stream: AsyncIterator[bytes]) -> AsyncIterator[Payload]:
@@ -176,6 +184,12 @@ class BundleStorageContext:
             else:
                 return
             await asyncio.sleep(delay)
+
+
+async def _recorded_late(parts: Parts, bid: str, url: str) -> bool:
+    """Whether that resource is in the ledger, and in no completion."""
+    found = parts.ledger.search(Search(bid=bid, url=escape(url)))
+    return any([each.resource.late async for each in found])
 
 
 class _Handed:

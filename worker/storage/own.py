@@ -44,19 +44,11 @@ class OwnStorage:
         Raises `ProducerError` when the reference or the recipe cannot be, `StorageOptionsError`, and what opening raises.
         """
         messages = BundleMessages(bundle_ref, recipe)
-        parts = await self._keeper.parts()
+        await self._keeper.parts()
         if messages.bundle.recipe_id not in self._recovered:
             for bid, error in (await self._recover(recipe, patient=False)).items():
                 self._log.error("a completion is still pending", bid=bid, error=str(error))
-        known = await parts.ledger.bundle(messages.bundle.bid)
-        return BundleStorageContext(
-            bundle_ref,
-            messages,
-            Hooks.of(recipe),
-            self._keeper,
-            self._staged,
-            complete=known is not None and known.state != "open",
-        )
+        return BundleStorageContext(bundle_ref, messages, Hooks.of(recipe), self._keeper, self._staged)
 
     async def on_run_start(self, context: object, recipe: Recipe | str) -> None:  # noqa: ARG002 - the seed's hook has it
         """Announce what earlier runs of the recipe completed and did not announce, hooks first. `context` is not looked at.
@@ -103,7 +95,14 @@ class OwnStorage:
         """Announce the recipe's pending completions; what went wrong, by bid."""
         recipe_id = recipe if isinstance(recipe, str) else recipe.recipe_id
         self._recovered.add(recipe_id)
-        parts, hooks, gate = await self._keeper.parts(), Hooks.of(recipe), asyncio.Semaphore(_AT_ONCE)
+        try:
+            parts = await self._keeper.parts()
+            bids = await pending(parts.ledger, recipe_id, patient=patient)
+        except BaseException:
+            # Whoever comes next looks for them.
+            self._recovered.discard(recipe_id)
+            raise
+        hooks, gate = Hooks.of(recipe), asyncio.Semaphore(_AT_ONCE)
         failed: dict[str, Exception] = {}
 
         async def one(bid: str) -> None:
@@ -116,6 +115,6 @@ class OwnStorage:
                     self._log.info("a completion of an earlier run is announced", bid=bid)
 
         async with asyncio.TaskGroup() as group:
-            for bid in await pending(parts.ledger, recipe_id, patient=patient):
+            for bid in bids:
                 group.create_task(one(bid))
         return failed

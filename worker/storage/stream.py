@@ -32,6 +32,8 @@ class BundleStream:
         self._chunks: asyncio.Queue[bytes | None] = asyncio.Queue(1)
         self._storing: asyncio.Task[None] | None = None
         self._ended = False
+        self.given_up = False
+        """It was aborted."""
 
     async def write(self, data: bytes) -> None:
         """Add to the resource. Raises what keeps it from being stored, as `add_resource` does, now or when it is closed."""
@@ -54,19 +56,21 @@ class BundleStream:
     async def close(self) -> None:
         """Store what was written, and complete the bundle. May be called again after an error.
 
-        Raises what `add_resource` and `complete` raise.
+        Raises what `add_resource` and `complete` raise, and `ProducerError` after `abort`.
         """
-        if self._storing is not None:
-            if not self._ended:
-                self._ended = True
-                await self._hand(self._storing, None)
-            await self._storing
+        if self.given_up:
+            raise ProducerError(f"bundle {self._context.bid} was given up; open another one")
         self._ended = True
+        if self._storing is not None:
+            # Who closes may be cancelled; storing goes on, and its end is told again if it was not taken.
+            await self._hand(self._storing, None)
+            await asyncio.wait([self._storing])
+            self._storing.result()
         await self._context.complete(self._metadata)
 
     async def abort(self) -> None:
         """Give up what was written. The bundle is not announced."""
-        self._ended = True
+        self._ended = self.given_up = True
         if self._storing is not None:
             self._storing.cancel()
             with suppress(asyncio.CancelledError, Exception):
@@ -118,10 +122,10 @@ class Opening:
     ) -> None:
         if self._stream is None:
             return
-        if kind is None:
-            await self._stream.close()
-        else:
+        if kind is not None:
             await self._stream.abort()
+        elif not self._stream.given_up:
+            await self._stream.close()
 
 
 def bundle_ref_of(bundle_id: str, metadata: Mapping[str, Any]) -> BundleRef:

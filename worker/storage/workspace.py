@@ -38,7 +38,11 @@ async def workspace(folder: Path) -> AsyncGenerator[Path, None]:
 def _take(folder: Path) -> tuple[Path, int]:
     with _alone(folder):
         for file in sorted(folder.glob(f"?*{_LOCK}")):
-            lock = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                lock = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                # Its process, which waits for nobody, is done with it.
+                continue
             if _locked(lock):
                 _remove(file.with_suffix(""), lock)
             else:
