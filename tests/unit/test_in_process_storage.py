@@ -642,15 +642,18 @@ def test_every_id_is_one_bid(bundle_id: str, bid: str) -> None:
 def test_a_storage_outlives_its_event_loops_and_closes_with_each(out: Path, state: Path) -> None:
     storage = FileStorage(out)
 
-    async def one(name: str) -> None:
+    async def one(name: str) -> weakref.ref[asyncio.AbstractEventLoop]:
         bundle = await storage.start_bundle(BundleRef("u", bid=name), "fr")
         await bundle.add_resource(URL, None, 200, stream(b"x"))
         await bundle.complete({})
+        return weakref.ref(asyncio.get_running_loop())
 
-    asyncio.run(one("test-1"))
+    first = asyncio.run(one("test-1"))
     assert list((state / "staging").iterdir()) == [], "closed, though nobody did"
     asyncio.run(one("test-2"))
     assert ledger_states(state) == {"test-1": "published", "test-2": "published"}
+    gc.collect()
+    assert first() is None, "nothing is kept of a loop that has ended"
 
 
 async def test_a_storage_of_another_loop_is_refused(storage: FileStorage) -> None:
