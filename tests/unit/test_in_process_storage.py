@@ -391,10 +391,26 @@ async def test_the_first_bundle_of_a_recipe_announces_what_was_left_too(out: Pat
     await again.aclose()
 
 
+async def test_what_a_dead_process_still_holds_is_announced_with_a_later_bundle(
+    out: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings_in_process, "CLAIM_SECONDS", 0.5)
+    before = FileStorage(out)
+    left = await before.start_bundle(BundleRef("u", bid="test-left"), Recipe())
+    with monkeypatch.context() as dying:
+        dying.setattr(relay, "failpoint", _killing("relay.publish.before"))
+        with pytest.raises((Killed, BaseExceptionGroup)):
+            await left.complete({})
+    await before.aclose()
+    async with FileStorage(out) as after, asyncio.timeout(10):
+        while ledger_states(state)["test-left"] != "published":
+            await after.start_bundle(BundleRef("u"), Recipe())
+
+
 async def test_a_run_that_could_not_start_has_not_looked_at_what_was_left(
     storage: FileStorage, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def down(*_: object, **__: object) -> list[str]:
+    async def down(*_: object, **__: object) -> None:
         raise LedgerUnavailable("down")
 
     with monkeypatch.context() as outage:
