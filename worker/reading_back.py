@@ -108,7 +108,7 @@ async def content(
                 found = await _decompressed(found, stack)
             yield found
         except Refused as exc:
-            raise IntegrityError(f"{what}: {exc.detail}") from exc
+            raise IntegrityError(f"{what}: {exc.detail}; --raw gives it as it lies") from exc
 
 
 async def _opened(

@@ -391,10 +391,26 @@ async def test_the_first_bundle_of_a_recipe_announces_what_was_left_too(out: Pat
     await again.aclose()
 
 
+async def test_what_a_dead_process_still_holds_is_announced_with_a_later_bundle(
+    out: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings_in_process, "CLAIM_SECONDS", 0.5)
+    before = FileStorage(out)
+    left = await before.start_bundle(BundleRef("u", bid="test-left"), Recipe())
+    with monkeypatch.context() as dying:
+        dying.setattr(relay, "failpoint", _killing("relay.publish.before"))
+        with pytest.raises((Killed, BaseExceptionGroup)):
+            await left.complete({})
+    await before.aclose()
+    async with FileStorage(out) as after, asyncio.timeout(10):
+        while ledger_states(state)["test-left"] != "published":
+            await after.start_bundle(BundleRef("u"), Recipe())
+
+
 async def test_a_run_that_could_not_start_has_not_looked_at_what_was_left(
     storage: FileStorage, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def down(*_: object, **__: object) -> list[str]:
+    async def down(*_: object, **__: object) -> None:
         raise LedgerUnavailable("down")
 
     with monkeypatch.context() as outage:
@@ -642,15 +658,18 @@ def test_every_id_is_one_bid(bundle_id: str, bid: str) -> None:
 def test_a_storage_outlives_its_event_loops_and_closes_with_each(out: Path, state: Path) -> None:
     storage = FileStorage(out)
 
-    async def one(name: str) -> None:
+    async def one(name: str) -> weakref.ref[asyncio.AbstractEventLoop]:
         bundle = await storage.start_bundle(BundleRef("u", bid=name), "fr")
         await bundle.add_resource(URL, None, 200, stream(b"x"))
         await bundle.complete({})
+        return weakref.ref(asyncio.get_running_loop())
 
-    asyncio.run(one("test-1"))
+    first = asyncio.run(one("test-1"))
     assert list((state / "staging").iterdir()) == [], "closed, though nobody did"
     asyncio.run(one("test-2"))
     assert ledger_states(state) == {"test-1": "published", "test-2": "published"}
+    gc.collect()
+    assert first() is None, "nothing is kept of a loop that has ended"
 
 
 async def test_a_storage_of_another_loop_is_refused(storage: FileStorage) -> None:

@@ -166,6 +166,14 @@ async def test_no_plaintext_ends_well_that_is_not_authentic(store: StorageBacken
         await taken(store, "k/b.enc", keys=KEYS)
 
 
+async def test_a_part_of_a_ciphertext_is_had_as_it_lies(store: StorageBackend) -> None:
+    await stored(store, DATA, "split", "encrypt")
+    part = f"{KEY}.enc.part-00001"
+    with pytest.raises(IntegrityError, match="--raw gives it as it lies"):
+        await taken(store, part, keys=KEYS)
+    assert (await taken(store, part, raw=True))[0] == await raw(store, part)
+
+
 async def test_nothing_goes_for_encrypted_by_its_name_alone(store: StorageBackend) -> None:
     await put(store, "k/b.enc", b"theirs")
     with pytest.raises(IntegrityError, match=r"does not begin like .*--raw"):

@@ -81,17 +81,18 @@ async def announce(parts: Parts, bid: str, hooks: Hooks, *, patient: bool = True
             await asyncio.sleep(_PAUSE)
 
 
-async def pending(ledger: Ledger, recipe_id: str, *, patient: bool) -> Sequence[str]:
-    """The bids of a recipe's bundles that are complete and not announced, the oldest first.
+async def pending(ledger: Ledger, recipe_id: str, *, patient: bool) -> tuple[Sequence[str], bool]:
+    """The bids of a recipe's bundles that are complete and not announced, the oldest first; and whether that is not all of them.
 
-    With `patient=False` without those that another process holds, and those that are parked.
+    With `patient=False` without those that another process holds, alive or not, and those that are parked.
     """
     waiting = await ledger.outbox("pending", _MOST, recipe_id=recipe_id)
     if not patient:
         # The ledger's clock is this machine's.
-        return [entry.bid for entry in waiting if entry.due_at <= time.time() * 1000]
+        due = [entry.bid for entry in waiting if entry.due_at <= time.time() * 1000]
+        return due, len(due) < len(waiting)
     parked = await ledger.outbox("parked", _MOST, recipe_id=recipe_id)
-    return [entry.bid for entry in (*waiting, *parked)]
+    return [entry.bid for entry in (*waiting, *parked)], False
 
 
 def reference(bundle: BundleRecord) -> BundleRef:

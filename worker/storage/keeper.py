@@ -7,6 +7,7 @@ when the storage is forgotten, or when `asyncio.run` cancels what is left in the
 import asyncio
 import weakref
 from contextlib import suppress
+from typing import Any
 
 from worker.settings_in_process import StorageOptionsError, Storing
 from worker.storage.parts import Parts, open_parts
@@ -18,6 +19,7 @@ class Keeper:
     def __init__(self, storing: Storing) -> None:
         self._storing = storing
         self._holding: _Holding | None = None
+        self._forgotten: weakref.finalize[Any, Any] | None = None
 
     async def parts(self) -> Parts:
         """The parts, opened. Raises what `open_parts` raises; the next call then tries again.
@@ -28,9 +30,12 @@ class Keeper:
         if holding is None or holding.over:
             holding = self._holding = _Holding(self._storing)
             # It also holds on to the event, and that to the task, which its loop knows only weakly.
-            closing = weakref.finalize(self, _close, holding.loop, holding.closing)
+            if self._forgotten is not None:
+                # It would hold on to the loop before.
+                self._forgotten.detach()
+            self._forgotten = weakref.finalize(self, _close, holding.loop, holding.closing)
             # Loops have ended by then, and with them what was open.
-            closing.atexit = False
+            self._forgotten.atexit = False
         if holding.loop is not asyncio.get_running_loop():
             raise StorageOptionsError("the storage is in use by another event loop; make one for each")
         # Whoever is cancelled while it opens does not keep others from it.

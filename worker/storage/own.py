@@ -97,11 +97,14 @@ class OwnStorage:
         self._recovered.add(recipe_id)
         try:
             parts = await self._keeper.parts()
-            bids = await pending(parts.ledger, recipe_id, patient=patient)
+            bids, held = await pending(parts.ledger, recipe_id, patient=patient)
         except BaseException:
             # Whoever comes next looks for them.
             self._recovered.discard(recipe_id)
             raise
+        if held:
+            # What a dead process holds is free in a moment: the next bundle looks again.
+            self._recovered.discard(recipe_id)
         hooks, gate = Hooks.of(recipe), asyncio.Semaphore(_AT_ONCE)
         failed: dict[str, Exception] = {}
 
