@@ -192,7 +192,7 @@ async def _facts(target: StorageBackend, manifest_key: str) -> dict[str, Any]:
             if mark in head or len(head) > _HEAD:
                 break
     facts, found, _ = head.partition(mark)
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         loaded = json.loads(facts + b"\n}") if found else None
         return loaded if isinstance(loaded, dict) else {}
     return {}

@@ -170,6 +170,7 @@ async def test_once_the_manifest_lists_it_nothing_is_read_again(make: Make) -> N
         b'{"archive": 1,\n  "resources": [',
         b'{"archive": {"x": 1},\n  "resources": [',
         b'[1,\n  "resources": [',
+        b'{"archive": ' + b"[" * 100_000 + b',\n  "resources": [',
     ],
 )
 async def test_a_manifest_that_is_none_is_no_sign_of_the_archive(make: Make, manifest: bytes) -> None:
@@ -611,6 +612,13 @@ async def test_verify_reads_archives_too(make: Make) -> None:
         return (await verify(await world.bundle(), world.ledger, world.targets, lambda _: None)).problems
 
     assert await problems() == []
+    manifest = (await world.place()).manifest_key
+    listing = await world.read(manifest)
+    await world.targets["main"].delete(manifest)
+    await world.targets["main"].write(manifest, single(b"[" * 100_000), Attributes())
+    assert await problems() == [f"{manifest}: is not a manifest"]
+    await world.targets["main"].delete(manifest)
+    await world.targets["main"].write(manifest, single(listing), Attributes())
     key = (await world.place()).archive_key
     await world.targets["main"].delete(key)
     (problem,) = await problems()
