@@ -72,7 +72,7 @@ async def check_facts(target: StorageBackend, sidecar_key: str, sha256: str) -> 
         text = b"".join([chunk async for chunk in chunks])
     try:
         same = json.loads(text)["sha256"] == sha256
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         same = False
     if not same:
         raise Conflict(f"{target.location}: the facts under {sidecar_key!r} are of another payload")

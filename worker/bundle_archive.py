@@ -126,12 +126,13 @@ async def _packed(place: BundleTarget, members: Members) -> AsyncGenerator[bytes
 async def _members(
     ledger: Ledger, bid: str, name: str, target: StorageBackend
 ) -> AsyncGenerator[Member, None]:
-    """What lies of the bundle in that target, in the order of the ledger. Late resources are in no archive."""
+    """What lies of the bundle in that target, by the resource's id, then by key. Late resources are in no archive."""
     async for resource in ledger.resources(bid):
         lying = [] if resource.late else [stored for stored in resource.objects if stored.target == name]
         # A best-effort target may have got it later than the others, when its route had other transforms.
         several = len(lying) > 1
-        for stored in lying:
+        # Databases differ in how they order text, and an archive that lies there may be of a bundle whose ledger was lost.
+        for stored in sorted(lying, key=lambda each: each.key):
             yield _member(resource, stored, target, several=several)
 
 
@@ -192,7 +193,7 @@ async def _facts(target: StorageBackend, manifest_key: str) -> dict[str, Any]:
             if mark in head or len(head) > _HEAD:
                 break
     facts, found, _ = head.partition(mark)
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         loaded = json.loads(facts + b"\n}") if found else None
         return loaded if isinstance(loaded, dict) else {}
     return {}

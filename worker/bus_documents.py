@@ -156,7 +156,7 @@ async def _unlike_manifest(
             found[listed["name"]] = (listed["size"], listed["hash"])
     except StorageError as exc:
         return [f"{key}: {exc}"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return [f"{key}: is not a manifest"]
     recorded = {
         name: (stored.size, f"sha256:{stored.sha256}") async for _, stored, name in _content(place, resources)
@@ -216,7 +216,7 @@ async def _is_there(target: StorageBackend, key: str, document: Mapping[str, Any
                 return False
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     # By way of JSON: what was a tuple is a list there.
     wanted = json.loads(_text(document))

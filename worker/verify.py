@@ -91,7 +91,7 @@ async def _check_manifest(
         found = {entry["key"]: entry["sha256"] for entry in content["resources"]}
     except StorageError as exc:
         result.problems.append(f"{key}: {exc}")
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         result.problems.append(f"{key}: is not a manifest")
     else:
         if found != listed:

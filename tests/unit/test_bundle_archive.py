@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from tests.support.bundles import archived, members_of
 from worker.budget import Budget
 from worker.ledger.rows import bundle_targets
 from worker.ledger.schema import bundles
+from worker.ledger.values import StoredResource
 from worker.objects import Known, known
 from worker.queues.base import Ack
 from worker.render_objects import told
@@ -145,6 +147,25 @@ async def test_a_redo_after_a_crash_finds_the_same_bytes(make: Make, format_: st
     assert (await world.manifest())["archive"]["sha256"] == archive.sha256
 
 
+async def test_the_order_of_the_files_is_no_databases(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of `B` and `a` it depends on the collation which one comes first."""
+    world = await make(transforms=(Unzip(UnzipOptions()),))
+    await world.store({"https://example.com/x.zip": zip_of({"a": b"a", "B": b"b", "c": b"c"})})
+    watched(world).dies_after = ".zip"
+    with pytest.raises(Killed):
+        await world.relay(lease=0).announce_due()
+    watched(world).dies_after = ""
+    listed_so = world.ledger.resources
+
+    async def otherwise(bid: str) -> AsyncIterator[StoredResource]:
+        async for each in listed_so(bid):
+            yield replace(each, objects=each.objects[::-1])
+
+    monkeypatch.setattr(world.ledger, "resources", otherwise)
+    await world.relay().announce_due()
+    assert world.outbound.sent == [BID]
+
+
 async def test_once_the_manifest_lists_it_nothing_is_read_again(make: Make) -> None:
     """A completion that cannot be sent is tried again and again, and an archive may be large."""
     world = await make()
@@ -170,6 +191,7 @@ async def test_once_the_manifest_lists_it_nothing_is_read_again(make: Make) -> N
         b'{"archive": 1,\n  "resources": [',
         b'{"archive": {"x": 1},\n  "resources": [',
         b'[1,\n  "resources": [',
+        b'{"archive": ' + b"[" * 100_000 + b',\n  "resources": [',
     ],
 )
 async def test_a_manifest_that_is_none_is_no_sign_of_the_archive(make: Make, manifest: bytes) -> None:
@@ -611,6 +633,13 @@ async def test_verify_reads_archives_too(make: Make) -> None:
         return (await verify(await world.bundle(), world.ledger, world.targets, lambda _: None)).problems
 
     assert await problems() == []
+    manifest = (await world.place()).manifest_key
+    listing = await world.read(manifest)
+    await world.targets["main"].delete(manifest)
+    await world.targets["main"].write(manifest, single(b"[" * 100_000), Attributes())
+    assert await problems() == [f"{manifest}: is not a manifest"]
+    await world.targets["main"].delete(manifest)
+    await world.targets["main"].write(manifest, single(listing), Attributes())
     key = (await world.place()).archive_key
     await world.targets["main"].delete(key)
     (problem,) = await problems()

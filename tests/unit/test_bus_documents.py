@@ -417,7 +417,8 @@ async def test_a_lost_ledger_that_learns_of_a_bundle_later_changes_no_document(w
 
 
 @pytest.mark.parametrize(
-    "content", [b"{}", b"[", b"[]", b"x" * 5_000, b'{"discovered_at": "2024-01-15T00:00:00Z"}']
+    "content",
+    [b"{}", b"[", b"[]", b"[" * 1_100, b"x" * 5_000, b'{"discovered_at": "2024-01-15T00:00:00Z"}'],
 )
 async def test_another_document_in_the_way_parks_the_completion(world: World, content: bytes) -> None:
     key = f"{FOLDER}/metadata/_discovered.json"
@@ -457,6 +458,10 @@ async def test_verify_tells_what_is_amiss(world: World) -> None:
         assert problem.startswith(key)
         if not key.startswith(HASHES):
             await world.target.write(key, single(b"{}"), Attributes())
+            (problem,) = (await world.verified(OLD)).problems
+            assert problem.startswith(key)
+            await world.target.delete(key)
+            await world.target.write(key, single(b"[" * 1_100), Attributes())
             (problem,) = (await world.verified(OLD)).problems
             assert problem.startswith(key)
             await world.target.delete(key)

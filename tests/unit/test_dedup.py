@@ -491,6 +491,14 @@ async def test_case_68_a_payload_that_changed_after_a_kill_gets_no_facts_of_the_
     assert await folders.ledger.bundle("test-b") is None
 
 
+async def test_what_is_no_file_of_facts_is_in_the_way(folders: World) -> None:
+    await folders.process("a")
+    key = (await folders.lying("a")).key.replace("test-a", "test-b")
+    await folders.one.inner.write(f"{key}.meta", single(b"[" * 100_000), NOTHING)
+    with pytest.raises(Refused, match=r"facts under .* are of another payload"):
+        await folders.process("b")
+
+
 async def test_a_best_effort_target_refers_and_is_referred_to_later(world: World) -> None:
     world.route("one", "spare")
     spare = world.targets["spare"]
