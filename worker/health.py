@@ -166,7 +166,7 @@ class _Server(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.metrics = metrics
         self.health = health
-        self.credentials = None if token is None else f"Bearer {token}".encode()
+        self.credentials = None if token is None else f"bearer {token}".encode()
         self.within_reach = host != "localhost" and not ipaddress.ip_address(host).is_loopback
         self._clients: dict[Any, float] = {}
         self._hanging_up = Lock()
@@ -238,7 +238,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(200, _PLAIN_TEXT, self.server.metrics.render())
 
     def _given(self) -> bytes:
-        return str(self.headers.get("Authorization", "")).encode("utf-8", "replace")
+        scheme, space, token = str(self.headers.get("Authorization", "")).partition(" ")
+        # Case does not matter in a scheme's name: https://www.rfc-editor.org/rfc/rfc9110#section-11.1
+        return f"{scheme.lower()}{space}{token}".encode("utf-8", "replace")
 
     def _verdict(self, verdict: Verdict) -> None:
         body = json.dumps({"ok": verdict.ok, "reasons": verdict.reasons}).encode() + b"\n"

@@ -224,6 +224,8 @@ def with_token(request: pytest.FixtureRequest) -> Iterator[AdminServer]:
         ({"Authorization": "Basic " + "t" * 16}, 401),
         ({"Authorization": "Bearer \xfc"}, 401),
         ({"Authorization": "Bearer " + "t" * 16}, 200),
+        ({"Authorization": "bearer " + "t" * 16}, 200),
+        ({"Authorization": "Bearer " + "T" * 16}, 401),
     ],
 )
 def test_case_103_metrics_want_the_token(with_token: AdminServer, given: dict[str, str], status: int) -> None:
