@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +32,6 @@ from worker.queues.base import (
 from worker.queues.rabbitmq import RabbitQueue
 from worker.queues.rabbitmq_options import RabbitQueueOptions
 
-ROOT = Path(__file__).parents[2]
 CONSUMER_TIMEOUT = 1.5
 PATIENCE = 30.0
 

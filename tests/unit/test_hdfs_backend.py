@@ -7,7 +7,6 @@ import signal
 import urllib.parse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,7 +41,6 @@ HUGE = bytes(32 * MIB)
 """More than the sockets on the way hold."""
 LARGE = random.Random(7).randbytes(5 * MIB + 17)
 SHA256 = hashlib.sha256(LARGE).hexdigest()
-ROOT = Path(__file__).parents[2]
 
 RENAME = r"^PUT .*op=RENAME"
 SEND = r"^datanode PUT .*op=CREATE"

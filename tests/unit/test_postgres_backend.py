@@ -5,7 +5,6 @@ import hashlib
 import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -30,7 +29,6 @@ from tests.support.postgresql import PostgresqlServer, in_thread
 from tests.support.programs import begin
 from tests.support.toxics import Direction, Proxy
 
-ROOT = Path(__file__).parents[2]
 SMALL = 64 << 10
 NOTHING = Attributes()
 WHOLE = b"".join(number.to_bytes(4, "big") * 20_000 for number in range(5))
