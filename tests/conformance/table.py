@@ -61,7 +61,8 @@ class Result:
     """The column: a registered name, or that of another form of one."""
     adapter: str
     """The registered name of what did the work, empty if it never came to that."""
-    features: Mapping[str, bool]
+    features: Mapping[str, str]
+    """In words: `yes`, `no`, or what of several."""
     part: str
     test: str
     outcome: str
@@ -118,7 +119,7 @@ def _result(item: pytest.Function, part: str, report: pytest.TestReport) -> Resu
     return Result(
         subject=subject_of(str(getattr(item.cls, "__name__", "")), parameters),
         adapter=next((name for name, entry in BACKENDS.entries.items() if entry.path == path), ""),
-        features=asdict(backend.features) if backend is not None else {},
+        features={name: _told(value) for name, value in asdict(backend.features).items()} if backend else {},
         part=part,
         test=item.originalname,
         outcome="failed" if report.failed else str(told),
@@ -160,7 +161,7 @@ def _table(results: Sequence[Result], subjects: Sequence[str]) -> Iterator[str]:
     yield "| **What it says it can** |" + " |" * len(subjects)
     for name in (field.name for field in fields(Features)):
         told = (
-            _yes_or_no({one.features[name] for one in results if one.subject == subject and one.features})
+            _one_of({one.features[name] for one in results if one.subject == subject and one.features})
             for subject in subjects
         )
         yield f"| {name.replace('_', ' ')} | " + " | ".join(told) + " |"
@@ -177,9 +178,15 @@ def _table(results: Sequence[Result], subjects: Sequence[str]) -> Iterator[str]:
     yield ""
 
 
-def _yes_or_no(told: set[bool]) -> str:
+def _told(feature: bool | frozenset[str]) -> str:
+    if isinstance(feature, bool):
+        return "yes" if feature else "no"
+    return ", ".join(sorted(feature)) or "none"
+
+
+def _one_of(told: set[str]) -> str:
     """`by store` where a column is of wrappers over several."""
-    return {0: "-", 1: "yes" if True in told else "no"}.get(len(told), "by store")
+    return "-" if not told else told.pop() if len(told) == 1 else "by store"
 
 
 def cell(outcomes: Sequence[str]) -> str:
