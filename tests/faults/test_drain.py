@@ -179,6 +179,8 @@ async def leave_in_turn(
         await load
         world.staging.released.set()
         await world.announced()
+        # What was recorded as its worker's time ran out comes once more, and is known.
+        await world.settled()
         for worker in pool:
             await until(lambda: worker.drains)  # noqa: B023 - as above
             worker.terminate()

@@ -23,6 +23,10 @@ from pamqp.exceptions import PAMQPException
 _SDK_ERRORS = (AMQPError, OSError, RuntimeError, ValueError, EOFError, PAMQPException, StopAsyncIteration)
 """Everything a call may raise, besides cancellations that are not ours."""
 
+_OUTWAITED = "delivery acknowledgement on channel"
+"""How a broker that lost its patience ends a channel (https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout): whatever
+was asked on it at that moment is told so, and may be asked again on the next one."""
+
 T = TypeVar("T")
 
 
@@ -77,7 +81,7 @@ def _translate(exc: BaseException) -> BrokerError:
         exc, (ChannelAccessRefused, ProbableAuthenticationError, AuthenticationError, ConnectionNotAllowed)
     ):
         trouble = Trouble.DENIED
-    elif isinstance(exc, (ChannelPreconditionFailed, ChannelLockedResource)):
+    elif isinstance(exc, (ChannelPreconditionFailed, ChannelLockedResource)) and _OUTWAITED not in str(exc):
         trouble = Trouble.REFUSED
     return BrokerError(trouble, str(exc) or type(exc).__name__)
 
