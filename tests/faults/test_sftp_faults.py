@@ -368,8 +368,9 @@ class Flipping:
         except* OSError:
             pass
         finally:
-            server.close()
-            writer.close()
+            # One with something left to deliver would outlive the event loop.
+            server.transport.abort()
+            writer.transport.abort()
 
     async def _relay(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, spoil: bool) -> None:
         while data := await source.read(1 << 16):

@@ -83,6 +83,7 @@ async def slow_copies(azurite: AzuriteEndpoint) -> AsyncIterator[SlowCopies]:
     address = urlsplit(azurite.account_url)
     state = SlowCopies()
     tasks: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
         with contextlib.suppress(ConnectionError):
@@ -96,7 +97,9 @@ async def slow_copies(azurite: AzuriteEndpoint) -> AsyncIterator[SlowCopies]:
         if task is not None:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+        writers.append(writer)
         inner_reader, inner_writer = await asyncio.open_connection(address.hostname, address.port)
+        writers.append(inner_writer)
         try:
             await asyncio.gather(
                 pump(reader, inner_writer, answers=False), pump(inner_reader, writer, answers=True)
@@ -114,6 +117,9 @@ async def slow_copies(azurite: AzuriteEndpoint) -> AsyncIterator[SlowCopies]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:
+            # One with something left to deliver would outlive the event loop.
+            writer.transport.abort()
 
 
 @asynccontextmanager

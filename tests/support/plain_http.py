@@ -60,6 +60,8 @@ async def serving(handle: Callable[[Request], Awaitable[Response]]) -> AsyncIter
         task = asyncio.create_task(_serve(reader, writer, handle))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
+        # Also where the task is cancelled before its first step.
+        task.add_done_callback(lambda _: writer.transport.abort())
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=_LONGEST_HEAD)
     try:

@@ -38,13 +38,16 @@ async def front_of(upstream: str) -> AsyncIterator[Front]:
     address = urlsplit(upstream)
     front = Front()
     connections: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         if task is not None:
             connections.add(task)
             task.add_done_callback(connections.discard)
+        writers.append(writer)
         inner_reader, inner_writer = await asyncio.open_connection(address.hostname, address.port)
+        writers.append(inner_writer)
         try:
             with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
                 while await _exchange(front, reader, writer, inner_reader, inner_writer):
@@ -62,6 +65,9 @@ async def front_of(upstream: str) -> AsyncIterator[Front]:
         for task in connections:
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
+        for writer in writers:
+            # One with something left to deliver would outlive the event loop.
+            writer.transport.abort()
 
 
 async def _exchange(
