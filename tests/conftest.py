@@ -116,7 +116,7 @@ def azurite(request: pytest.FixtureRequest) -> AzuriteEndpoint:
 def containers(request: pytest.FixtureRequest) -> Containers:
     """Builds images and runs containers without a Docker engine."""
     service = Containers()
-    _demand(request, service)
+    _demand(request, service, alone=True)
     return service
 
 
