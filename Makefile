@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 # Most tests wait for servers, disks and leases more than they compute.
-JOBS   := 3
+JOBS   := 4
 # Where Python is told to keep no bytecode, each of the hundreds of processes of a test run would compile everything anew: hence
 # the empty PYTHONDONTWRITEBYTECODE.
 
