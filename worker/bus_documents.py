@@ -99,7 +99,7 @@ async def manifest_lines(
             "size": stored.size,
             "hash": f"sha256:{stored.sha256}",
             "name": name,
-            "metadata": _metadata(resource, stored),
+            "metadata": described(resource, stored),
         }
         lines.append(json.dumps(listed, ensure_ascii=False) + "\n")
         if len(lines) >= _AT_ONCE:
@@ -181,7 +181,8 @@ async def _content(
                 yield resource, stored, stored.key.removeprefix(content)
 
 
-def _metadata(resource: StoredResource, stored: StoredObject) -> dict[str, Any]:
+def described(resource: StoredResource, stored: StoredObject) -> dict[str, Any]:
+    """What any manifest says of an object besides its key, size and digest."""
     facts: dict[str, Any] = {
         "url": resource.url,
         "content_type": resource.content_type,

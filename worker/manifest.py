@@ -16,7 +16,7 @@ from handlers.bus_layout import is_bus
 from handlers.plan import BundleTarget
 from worker.budget import Budget
 from worker.bundle_archive import LISTED_FIRST, Archived, Archives
-from worker.bus_documents import BusDocuments
+from worker.bus_documents import BusDocuments, described
 from worker.ledger.base import Ledger
 from worker.ledger.values import BundleRecord, StoredObject, StoredResource
 from worker.notification import event_id
@@ -108,22 +108,8 @@ async def manifest(
 
 
 def _listed(resource: StoredResource, stored: StoredObject) -> dict[str, object]:
-    facts: dict[str, object] = {
-        "key": stored.key,
-        "size": stored.size,
-        "sha256": stored.sha256,
-        "url": resource.url,
-        "content_type": resource.content_type,
-        "status_code": resource.status_code,
-        "meta": resource.meta,
-    }
-    if stored.member is not None:
-        facts["member"] = stored.member
-    if (before := resource.before) is not None:
-        facts["payload"] = {"size": before.size, "sha256": before.sha256}
-        facts["transforms"] = before.steps
-        facts["notes"] = before.notes
-    return facts
+    proof = {"key": stored.key, "size": stored.size, "sha256": stored.sha256}
+    return {**proof, **described(resource, stored)}
 
 
 _JSON = Attributes("application/json")

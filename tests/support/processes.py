@@ -9,11 +9,13 @@ Standard library only: the keeper runs without the project's packages.
 """
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from typing import IO, Self
 
 GRACE = 10.0
 """Seconds between TERM and KILL."""
+_RESERVED = 300.0
+"""Seconds for which a port is given to nobody else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +77,26 @@ class Server:
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """A TCP port of loopback that nobody listens on, and that no other test process is given meanwhile.
+
+    Some servers take a quarter of a minute until they listen.
+    """
+    told = Path(tempfile.gettempdir()) / f"transload-test-ports-{os.getuid()}"
+    with told.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        now = time.time()
+        given = [line.split() for line in file]
+        recent = {port: at for port, at in given if now - float(at) < _RESERVED}
+        while True:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port: int = probe.getsockname()[1]
+            if str(port) not in recent:
+                break
+        recent[str(port)] = f"{now:.0f}"
+        file.truncate(0)
+        file.writelines(f"{port} {at}\n" for port, at in recent.items())
         return port
 
 
