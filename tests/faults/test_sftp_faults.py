@@ -17,6 +17,7 @@ from backends.sftp import SFTPBackend
 from backends.sftp_client import SFTPOptions
 from backends.sftp_commit import Commit
 from backends.testing.material import LARGE, NOTHING, fed, put, some_bytes
+from tests.support.dropping import drop
 from tests.support.openssh import OwnSshd
 from tests.support.toxics import Direction, Proxy
 
@@ -368,9 +369,8 @@ class Flipping:
         except* OSError:
             pass
         finally:
-            # One with something left to deliver would outlive the event loop.
-            server.transport.abort()
-            writer.transport.abort()
+            drop(server)
+            drop(writer)
 
     async def _relay(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, spoil: bool) -> None:
         while data := await source.read(1 << 16):

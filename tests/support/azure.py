@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from backends.azure import AzureBackend
 from backends.azure_client import AzureOptions
 from tests.support.azurite import AzuriteEndpoint
+from tests.support.dropping import drop
 from tests.support.s3_front import Front, front_of
 
 
@@ -118,8 +119,7 @@ async def slow_copies(azurite: AzuriteEndpoint) -> AsyncIterator[SlowCopies]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for writer in writers:
-            # One with something left to deliver would outlive the event loop.
-            writer.transport.abort()
+            drop(writer)
 
 
 @asynccontextmanager

@@ -11,6 +11,8 @@ from http import HTTPStatus
 from types import MappingProxyType
 from urllib.parse import parse_qs, unquote
 
+from tests.support.dropping import drop
+
 _LONGEST_HEAD = 1 << 20
 _REASONS = MappingProxyType({308: "Resume Incomplete", 499: "Client Closed Request"})
 
@@ -61,7 +63,7 @@ async def serving(handle: Callable[[Request], Awaitable[Response]]) -> AsyncIter
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         # Also where the task is cancelled before its first step.
-        task.add_done_callback(lambda _: writer.transport.abort())
+        task.add_done_callback(lambda _: drop(writer))
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=_LONGEST_HEAD)
     try:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from tests.support.dropping import drop
 from tests.support.s3_faults import REFUSALS, Faults, error_document, flipped
 
 _PIECE = 1 << 20
@@ -66,8 +67,7 @@ async def front_of(upstream: str) -> AsyncIterator[Front]:
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
         for writer in writers:
-            # One with something left to deliver would outlive the event loop.
-            writer.transport.abort()
+            drop(writer)
 
 
 async def _exchange(

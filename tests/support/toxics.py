@@ -16,6 +16,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
+from tests.support.dropping import drop
+
 Direction = Literal["requests", "replies"]
 """`requests` flow from the client to the server, `replies` back."""
 BOTH: tuple[Direction, Direction] = ("requests", "replies")
@@ -80,7 +82,7 @@ class _Link:
             with suppress(OSError):
                 if peer is not None:
                     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
+            drop(writer)
 
     def cut(self) -> None:
         """FIN to both. What they still send is read and dropped, because a close on unread bytes would be a RST."""
@@ -189,16 +191,16 @@ class Proxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         # Also where the task is cancelled before its first step.
-        task.add_done_callback(lambda _: writer.transport.abort())
+        task.add_done_callback(lambda _: drop(writer))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             answers, server = await asyncio.open_connection(*self._target)
         except OSError:
-            writer.transport.abort()
+            drop(writer)
             return
         except asyncio.CancelledError:
-            writer.transport.abort()
+            drop(writer)
             raise
         link = _Link(writer, server)
         self._links.add(link)
