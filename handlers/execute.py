@@ -15,17 +15,14 @@ from backends.base import CHUNK_SIZE, Attributes, Promise, Receipt, StorageBacke
 from backends.errors import Conflict, NotFound, Unsupported
 from backends.wrapper import bare
 from handlers import dedup, sidecar
-from handlers.fan_out import FanOut
-from handlers.naming import resource_name
+from handlers.fan_out import give_each
 from handlers.payload import Before, Digest, checked, metered, opened
 from handlers.plan import StorePlan, Write
-from handlers.stored_metadata import of_entry, stamped
-from handlers.transforms.base import Meter, Part, Transform, Work, transformed
+from handlers.stored_metadata import stamped
+from handlers.transforms.base import Meter, Transform, Work, transformed
 from handlers.transforms.names import Paths
 from handlers.transforms.registry import ALWAYS
-
-READ_AHEAD = 4
-"""Chunks between staging and the slowest target at most."""
+from handlers.writes import of_part, renamed, whole
 
 _NOTES = 20
 """Of a payload's notes, so many are kept."""
@@ -57,6 +54,10 @@ class Executed:
     misses: tuple[Miss, ...] = ()
     before: Before | None = None
     """Only where the plan has transforms."""
+
+
+Done = Callable[[Write, Placement], Awaitable[None]]
+"""What follows a write that went well."""
 
 
 async def execute(
@@ -217,7 +218,7 @@ class _Run:
         async with (
             opened(plan.source, self._staging) as chunks,
             aclosing(checked(chunks, plan.source, digest)) as payload,
-            aclosing(transformed(transforms, _whole(plan, metered(payload, work.meter)), work)) as parts,
+            aclosing(transformed(transforms, whole(plan, metered(payload, work.meter)), work)) as parts,
         ):
             async for part in parts:
                 steps |= dict.fromkeys(part.steps)
@@ -225,7 +226,7 @@ class _Run:
                 placed = work.settle(part)
                 try:
                     await self._deliver(
-                        [_of_part(write, placed) for write in self._left()], part.chunks, self._kept
+                        [of_part(write, placed) for write in self._left()], part.chunks, self._kept
                     )
                 finally:
                     if isinstance(part.chunks, AsyncGenerator):
@@ -247,36 +248,15 @@ class _Run:
             async for _ in payload:
                 pass
 
-    async def _deliver(self, writes: Sequence[Write], chunks: AsyncIterator[bytes], done: "Done") -> None:
+    async def _deliver(self, writes: Sequence[Write], chunks: AsyncIterator[bytes], done: Done) -> None:
         """One stream to the writes; raises what the stream raises, and keeps what a target does."""
-        if len(writes) == 1:
-            feed = _Feed(chunks)
-            await self._write(writes[0], feed, done)
-            if feed.error is not None:
-                raise feed.error
-        elif writes:
-            await self._fan_out(writes, chunks, done)
 
-    async def _fan_out(self, writes: Sequence[Write], chunks: AsyncIterator[bytes], done: "Done") -> None:
-        fan_out = FanOut({write.target for write in writes}, READ_AHEAD)
+        async def one(write: Write, feed: AsyncIterator[bytes]) -> None:
+            await self._write(write, feed, done)
 
-        async def one(write: Write) -> None:
-            try:
-                async with aclosing(fan_out.reader(write.target)) as reader:
-                    await self._write(write, reader, done)
-            finally:
-                await fan_out.leave(write.target)
+        await give_each(writes, chunks, one)
 
-        async with asyncio.TaskGroup() as group:
-            pump = group.create_task(fan_out.pump(chunks))
-            running = [group.create_task(one(write)) for write in writes]
-            await asyncio.wait(running)
-            # Nobody reads any more, and the source may be one that never answers.
-            pump.cancel()
-        if fan_out.error is not None:
-            raise fan_out.error
-
-    async def _write(self, write: Write, chunks: AsyncIterator[bytes], done: "Done") -> None:
+    async def _write(self, write: Write, chunks: AsyncIterator[bytes], done: Done) -> None:
         attributes = stamped(write.attributes, self._clock())
         try:
             receipt = await self._targets[write.target].write(write.key, chunks, attributes)
@@ -307,7 +287,7 @@ class _Run:
             return
         parts = ((placed.member, placed.receipt) for placed in placements)
         if len(placements) == 1:
-            write = _renamed(write, placements[0].receipt.key)
+            write = renamed(write, placements[0].receipt.key)
         await self._beside(write, sidecar.of_parts(self._plan.command, asdict(before), parts, self._clock()))
 
     async def _beside(self, write: Write, facts: AsyncIterator[bytes], sha256: str | None = None) -> bool:
@@ -325,73 +305,6 @@ class _Run:
             self._misses[write.target] = Miss(write, exc)
             return False
         return True
-
-
-Done = Callable[[Write, Placement], Awaitable[None]]
-"""What follows a write that went well."""
-
-
-class _Feed:
-    """A stream that remembers what it raised: that is the source's fault, not the target's."""
-
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
-        self._chunks = chunks
-        self.error: Exception | None = None
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        try:
-            return await anext(self._chunks)
-        except StopAsyncIteration:
-            raise
-        except Exception as exc:
-            self.error = exc
-            raise
-
-
-def _whole(plan: StorePlan, chunks: AsyncIterator[bytes]) -> Part:
-    """The payload, before anything was done to it."""
-    resource = plan.command.resource
-    return Part(
-        chunks,
-        label=resource_name(resource.url),
-        content_type=resource.content_type,
-        content_encoding=_content_encoding(resource.meta),
-        size=plan.source.size,
-    )
-
-
-def _content_encoding(meta: Mapping[str, object]) -> str | None:
-    """As the fetcher noted it: `content_encoding` or `Content-Encoding`, however spelled."""
-    for name, value in meta.items():
-        if name.lower().replace("_", "-") == "content-encoding" and isinstance(value, str):
-            return value
-    return None
-
-
-def _of_part(write: Write, part: Part) -> Write:
-    """The write of one part in place of the payload's."""
-    attributes = write.attributes
-    if part.steps:
-        named = {**attributes.metadata}
-        if part.path:
-            named |= {"member": part.member, "uuid": of_entry(named["uuid"], part.member)}
-        attributes = Attributes(part.content_type, named)
-    return replace(
-        write, key=part.key(write.key), sidecar_key=None, attributes=attributes, member=part.member
-    )
-
-
-def _renamed(write: Write, key: str) -> Write:
-    """The write whose sidecar has the name that the payload was given on its way; that of many has the name they came with."""
-    folder, _, name = write.key.rpartition("/")
-    now_folder, _, now = key.rpartition("/")
-    if write.sidecar_key is None or now_folder != folder:
-        return write
-    beside, slash, sidecar_name = write.sidecar_key.rpartition("/")
-    return replace(write, sidecar_key=f"{beside}{slash}{sidecar_name.replace(name, now)}")
 
 
 _JSON = Attributes("application/json")

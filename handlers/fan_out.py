@@ -1,13 +1,62 @@
-"""One stream read once and handed to several readers. Used by handlers/execute.py when a payload has several targets.
+"""One stream read once and handed to several readers. Used by handlers/execute.py, whose readers are a payload's targets.
 
 The slowest reader sets the pace: between it and the source lie at most `limit` chunks, and the readers share them.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Hashable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from contextlib import aclosing
+from typing import TypeVar
 
 from backends.errors import Unavailable
+
+READ_AHEAD = 4
+"""Chunks between the source and the slowest reader at most."""
+
+T = TypeVar("T")
+
+
+async def give_each(
+    readers: Sequence[T],
+    chunks: AsyncIterator[bytes],
+    read: Callable[[T, AsyncIterator[bytes]], Awaitable[None]],
+) -> None:
+    """All of `chunks` to every reader, each by its own call of `read`, which must not raise.
+
+    Raises what the source raised, whatever the readers made of it.
+    """
+    if len(readers) == 1:
+        feed = _Feed(chunks)
+        await read(readers[0], feed)
+        if feed.error is not None:
+            raise feed.error
+    elif readers:
+        await _give_several(readers, chunks, read)
+
+
+async def _give_several(
+    readers: Sequence[T],
+    chunks: AsyncIterator[bytes],
+    read: Callable[[T, AsyncIterator[bytes]], Awaitable[None]],
+) -> None:
+    fan_out = FanOut(set(range(len(readers))), READ_AHEAD)
+
+    async def one(number: int, reader: T) -> None:
+        try:
+            async with aclosing(fan_out.reader(number)) as feed:
+                await read(reader, feed)
+        finally:
+            await fan_out.leave(number)
+
+    async with asyncio.TaskGroup() as group:
+        pump = group.create_task(fan_out.pump(chunks))
+        running = [group.create_task(one(number, reader)) for number, reader in enumerate(readers)]
+        await asyncio.wait(running)
+        # Nobody reads any more, and the source may be one that never answers.
+        pump.cancel()
+    if fan_out.error is not None:
+        raise fan_out.error
 
 
 class FanOut:
@@ -80,3 +129,23 @@ class FanOut:
             self._chunks.popleft()
             self._dropped += 1
             self._changed.notify_all()
+
+
+class _Feed:
+    """A stream that remembers what it raised: that is the source's fault, not the target's."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self.error: Exception | None = None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._chunks)
+        except StopAsyncIteration:
+            raise
+        except Exception as exc:
+            self.error = exc
+            raise

@@ -16,7 +16,8 @@ from backends.base import CHUNK_SIZE, Receipt, StorageBackend
 from backends.errors import CircuitOpen, Conflict, PermissionDenied, StorageError, Unavailable
 from handlers.dispatch import Handlers
 from handlers.errors import Refused
-from handlers.execute import READ_AHEAD, Executed, Miss, Placement, execute
+from handlers.execute import Executed, Miss, Placement, execute
+from handlers.fan_out import READ_AHEAD
 from handlers.messages import Command, decode
 from handlers.payload import Before
 from handlers.plan import ClosePlan, Plan, StorePlan

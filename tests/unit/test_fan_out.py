@@ -14,8 +14,8 @@ from backends.errors import IntegrityError, Unavailable, Unsupported
 from backends.file import FileBackend, FileOptions
 from backends.memory import MemoryBackend, MemoryOptions
 from backends.wrapper import Wrapper
-from handlers.execute import READ_AHEAD, Executed, Placement, execute
-from handlers.fan_out import FanOut
+from handlers.execute import Executed, Placement, execute
+from handlers.fan_out import READ_AHEAD, FanOut
 from handlers.layouts import ObjectLayout
 from handlers.messages import Bundle, Payload, Resource, ResourceFetched
 from handlers.plan import StagingSource, StorePlan
