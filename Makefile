@@ -11,7 +11,7 @@ JOBS   := 4
 # the empty PYTHONDONTWRITEBYTECODE.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance lint format docs simulate-scaling bench bench-memory bench-transforms crash soak fuzz lock dashboard clean
+.PHONY: help demo test conformance lint format docs simulate-scaling bench bench-memory bench-transforms crash soak fuzz lock audit sbom licences wheel dashboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -59,6 +59,18 @@ lock: $(STAMP) ## resolve the dependencies anew into requirements.lock (hashes, 
 	@$(PYTHON) -m pip --python $(BIN)/python install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --upgrade --generate-hashes --no-emit-index-url --no-header --python-version 3.11 --all-extras --group dev pyproject.toml -o requirements.lock
 
+audit: $(STAMP) ## known vulnerabilities of what is locked, by PyPI or OSV; fails where neither answers (ARGS=--where-it-can: then says so)
+	@$(BIN)/python -m tests.supply.audit $(ARGS)
+
+sbom: $(STAMP) ## CycloneDX bill of materials of a worker with all extras, into dist/
+	@$(BIN)/python -m tests.supply.sbom
+
+licences: $(STAMP) ## write docs/licences.md out of the locked packages' metadata
+	@$(BIN)/python -m tests.supply.licences
+
+wheel: $(STAMP) ## wheel and source distribution into dist/, the same bytes for the same commit
+	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} $(BIN)/hatchling build
+
 fuzz: $(STAMP) ## hostile input for every decoder (MINUTES=5, SEED=, ARGS=zips: only that one)
 	@$(BIN)/python -m tests.fuzz $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
@@ -75,4 +87,4 @@ dashboard: $(STAMP) ## write helm/transload/files/dashboard.json out of tests/da
 	@$(BIN)/python -m tests.dashboard
 
 clean: ## remove everything the other targets made
-	rm -rf $(VENV) .services .site .demo .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .services .site .demo .bench dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

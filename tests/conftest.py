@@ -30,6 +30,7 @@ from tests.support.rabbitmq import RabbitBroker, RabbitMq
 from tests.support.radosgw import Radosgw, endpoint_of
 from tests.support.services import Board, NotAvailable, Running, Service, Shared
 from tests.support.strace import Strace
+from tests.support.supply import Supply
 
 BOARD = pytest.StashKey[Board]()
 
@@ -224,6 +225,14 @@ def radosgw(request: pytest.FixtureRequest) -> LocalStackEndpoint:
 def strace(request: pytest.FixtureRequest) -> None:
     """The tracer is there and may trace: tests/support/strace.py uses it."""
     _demand(request, Strace())
+
+
+@pytest.fixture(scope="session")
+def supply(request: pytest.FixtureRequest) -> Supply:
+    """pip-audit and cyclonedx-py."""
+    service = Supply()
+    _demand(request, service, alone=True)
+    return service
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Azurite, Microsoft's emulator of Azure Blob Storage, from npm. Used by tests/conftest.py (fixture `azurite`)."""
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ from tests.support.services import HOME, NotAvailable, Running, environment_with
 
 VARIABLE = "TRANSLOAD_TEST_AZURITE_URL"
 RELEASE = "3.35.0"
+INTEGRITY = "sha512-GzKmi+/5U0baNRjEEVtBMLpLuIKEJ0uSh0VWBzOI4qe4f5ziJyoZQmcTO7QhxZTF6+rphj7TZS3PtJY7uiiacA=="
+"""Of the package, as npm checks it; its own dependencies are not pinned."""
 COMMAND = (
     f"docker run -d -p 10000:10000 mcr.microsoft.com/azure-storage/azurite:{RELEASE} azurite-blob --blobHost 0.0.0.0 "
     f"--skipApiVersionCheck && export {VARIABLE}=http://127.0.0.1:10000/devstoreaccount1"
@@ -128,6 +131,9 @@ class Azurite:
                 raise NotAvailable(f"{' '.join(command)} took over {INSTALL_SECONDS} s", COMMAND) from exc
             if done.returncode:
                 raise NotAvailable(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}", COMMAND)
+            locked = json.loads((directory / "package-lock.json").read_text(encoding="utf-8"))
+            if (brought := locked["packages"]["node_modules/azurite"]["integrity"]) != INTEGRITY:
+                raise NotAvailable(f"npm brought another Azurite than was expected: {brought}", COMMAND)
             stamp.touch()
         return program
 

@@ -24,6 +24,7 @@ from typing import Any
 from backends.hdfs import HdfsBackend
 from backends.hdfs_options import HdfsOptions
 from tests.support import apt
+from tests.support.digests import differing
 from tests.support.processes import Server, free_port
 from tests.support.services import HOME, NotAvailable, Running, environment_without, exclusive, fetch
 
@@ -43,6 +44,18 @@ JARS = (
     ("junit", "junit", "4.13.2"),
     ("org.slf4j", "slf4j-api", "1.7.36"),
 )
+JAR_DIGESTS = {
+    "commons-logging-1.2.jar": "daddea1ea0be0f56978ab3006b8ac92834afeefbd9b7e4e6316fca57df0fa636",
+    "hadoop-client-api-3.4.1.jar": "a964d4daa054c9615bbafb4553efbb140fa7fb9ac6f358a24393f183a5703438",
+    "hadoop-client-minicluster-3.4.1.jar": "5b90be54a39d856f237a4530e25f62aea4b67c180c73b5cfb1aff35c502b2d29",
+    "hadoop-client-runtime-3.4.1.jar": "f6a800a159f918670db533606d33560d6c13b7e13f14eda493280ae33b9eeb2f",
+    "hamcrest-core-1.3.jar": "66fdef91e9739348df7a096aa384a5685f4e875584cce89386a7a47251c4d8e9",
+    "javax.activation-api-1.2.0.jar": "43fdef0b5b6ceb31b0424b208b930c74ab58fac2ceeb7b3f6fd3aeb8b5ca4393",
+    "jaxb-api-2.3.1.jar": "88b955a0df57880a26a74708bc34f74dcaf8ebf4e78843a28b50eae945732b06",
+    "junit-4.13.2.jar": "8e495b634469d64fb8acfa3495a065cbacc8a0fff55ce1e31007be4c16dc57d3",
+    "slf4j-api-1.7.36.jar": "d3ef575e3e4979678dc01bf1dcce51021493b4d11fb7f1be8ad982877c16a1c0",
+}
+"""SHA-256 of all that Maven brings for `JARS`."""
 START_SECONDS = 90.0
 USER = "tester"
 """No superuser: permissions are checked."""
@@ -193,6 +206,8 @@ def _bring_jars(directory: Path) -> None:
         raise NotAvailable(
             f"{' '.join(command)} failed: {(done.stdout + done.stderr).strip()[-500:]}", COMMAND
         )
+    if wrong := differing(directory / "jars", JAR_DIGESTS):
+        raise NotAvailable(f"Maven brought other jars than were expected: {', '.join(wrong)}", COMMAND)
 
 
 def _await_datanode(url: str, deadline: float) -> None:

@@ -4,20 +4,18 @@
 """
 
 import os
-import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
-from tests.support.services import HOME, ROOT, NotAvailable, Running, environment_without, exclusive
+from tests.support.groups import programs
+from tests.support.services import HOME, ROOT, NotAvailable, Running, environment_without
 
 VARIABLE = "TRANSLOAD_TEST_MKDOCS"
 COMMAND = (
     "python3 -m venv docs-venv && docs-venv/bin/pip install mkdocs-material && "
     f"export {VARIABLE}=$PWD/docs-venv/bin/mkdocs"
 )
-INSTALL_SECONDS = 600
 
 
 class MkDocs:
@@ -32,7 +30,7 @@ class MkDocs:
     def start(self) -> Running:
         """The command that the environment names, else one installed here (seconds, once)."""
         given = os.environ.get(VARIABLE)
-        self._command = Path(given) if given else self._install()
+        self._command = Path(given) if given else programs(self._home, "mkdocs", "docs", COMMAND) / "mkdocs"
         try:
             told = subprocess.run([self._command, "--version"], capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError) as exc:
@@ -53,32 +51,6 @@ class MkDocs:
             check=False,
             env=environment_without("PYTHON", "VIRTUAL_ENV") | {"NO_MKDOCS_2_WARNING": "1"},
         )
-
-    def _install(self) -> Path:
-        """The command in a virtual environment that has the dependency group `docs`."""
-        wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"][
-            "docs"
-        ]
-        directory = self._home / "mkdocs"
-        stamp = directory / "installed"
-        with exclusive(self._home / "mkdocs.lock"):
-            # The stamp is written last, so an install that was interrupted is done anew.
-            if not stamp.exists() or stamp.read_text(encoding="utf-8") != "\n".join(wanted):
-                shutil.rmtree(directory, ignore_errors=True)
-                print(f"installing MkDocs into {directory} (seconds, once)", file=sys.__stderr__)
-                _run([sys.executable, "-m", "venv", str(directory)])
-                _run([str(directory / "bin/python"), "-m", "pip", "install", "--quiet", *wanted])
-                stamp.write_text("\n".join(wanted), encoding="utf-8")
-        return directory / "bin" / "mkdocs"
-
-
-def _run(command: list[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=INSTALL_SECONDS)
-    except subprocess.TimeoutExpired as exc:
-        raise NotAvailable(f"{' '.join(command)} took over {INSTALL_SECONDS} s", COMMAND) from exc
-    if done.returncode:
-        raise NotAvailable(f"{' '.join(command)} failed: {done.stderr.strip()[-500:]}", COMMAND)
 
 
 def main() -> None:
