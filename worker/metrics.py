@@ -1,4 +1,4 @@
-"""What the process counts, in a registry of its own. The rooms of `worker` write it, `health.AdminServer` shows it.
+"""What the process counts, in a registry of its own. The rooms of `worker` write it, `admin.AdminServer` shows it.
 
 Names are part of the promise to operators: prefix `transload_`, base units, and only labels whose values are few and known
 beforehand (never a bid, a URL, a host or a message's id). Follows https://prometheus.io/docs/practices/naming/.
