@@ -5,12 +5,15 @@ Pure, but for the randomness it is given. Called by worker/settling.py with what
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from backends.errors import CircuitOpen, Conflict, IntegrityError, PermissionDenied, StorageError, Unavailable
-from handlers.errors import HandlerError, PayloadMissing, Refused
+from handlers.errors import REASONS, HandlerError, PayloadMissing, Refused
 from worker.attempts import Attempt
 from worker.ledger.base import LedgerError, LedgerRefused
 from worker.queues.base import Dead, Disposition, HeldTooLong, Retry, WaitedTooLong
+
+_UNFORESEEN: Final = "internal_error"
 
 
 class CrashedTooOften(Exception):
@@ -96,7 +99,12 @@ def decide(
 
 def reason_for(error: Exception) -> str:
     """The dead letter's short name for an error."""
-    return next((reason for kind, reason in _REASONS if isinstance(error, kind)), "internal_error")
+    return next((reason for kind, reason in _REASONS if isinstance(error, kind)), _UNFORESEEN)
+
+
+def counted_as(reason: str) -> str:
+    """What a metric calls it: a transform that somebody else wrote may have reasons of its own, and may put anything into them."""
+    return reason if reason in _KNOWN else "other"
 
 
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
@@ -109,3 +117,5 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (HeldTooLong, "held_too_long"),
 )
 """The first that fits."""
+
+_KNOWN: Final = frozenset((*REASONS, *(reason for _, reason in _REASONS), _UNFORESEEN))

@@ -16,7 +16,7 @@ from handlers.errors import HandlerError
 from worker.attempt_log import AttemptLog
 from worker.attempts import Attempt
 from worker.delivery import Delivery, LeaseLost
-from worker.disposition import Failure, RetryPolicy, decide
+from worker.disposition import Failure, RetryPolicy, counted_as, decide
 from worker.ledger.base import LedgerError
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
@@ -138,7 +138,8 @@ class Settler:
         if isinstance(disposition, Ack):
             self.progress.acked += 1
         elif isinstance(disposition, Dead):
-            self._metrics.dead_letters.labels(queue=self._queue, reason=disposition.reason).inc()
+            reason = counted_as(disposition.reason)
+            self._metrics.dead_letters.labels(queue=self._queue, reason=reason).inc()
             self.progress.dead += 1
         else:
             self.progress.retried += 1

@@ -370,6 +370,14 @@ def _killing(place: str) -> object:
     return failpoint
 
 
+async def test_case_101_recipes_do_not_pile_up(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own, "_REMEMBERED", 3)
+    for number in range(10):
+        await storage.start_bundle(BundleRef("u"), f"recipe-{number}")
+        assert len(storage._recovered) <= 3
+        assert f"recipe-{number}" in storage._recovered
+
+
 async def test_the_first_bundle_of_a_recipe_announces_what_was_left_too(out: Path, state: Path) -> None:
     before, broken = FileStorage(out), Recipe()
     broken.bundle_loader.down = True
