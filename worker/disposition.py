@@ -11,6 +11,7 @@ from backends.errors import CircuitOpen, Conflict, IntegrityError, PermissionDen
 from handlers.errors import REASONS, HandlerError, PayloadMissing, Refused
 from worker.attempts import Attempt
 from worker.ledger.base import LedgerError, LedgerRefused
+from worker.manifest_errors import CannotArchive, ManifestError, TargetGone
 from worker.queues.base import Dead, Disposition, HeldTooLong, Retry, WaitedTooLong
 
 _UNFORESEEN: Final = "internal_error"
@@ -26,7 +27,7 @@ class RetryPolicy:
 
     max_attempts: int = 5
     max_outage_attempts: int = 100
-    """For a store that does not answer or refuses us: that says little about the message."""
+    """For a store that does not answer, refuses us, or is not configured at the moment: that says little about the message."""
     base: float = 1.0
     cap: float = 60.0
 
@@ -53,7 +54,7 @@ class Failure:
     @classmethod
     def of(cls, error: Exception, now: float) -> "Failure":
         """`now`: seconds since the epoch."""
-        outage = isinstance(error, (Unavailable, PermissionDenied))
+        outage = isinstance(error, (Unavailable, PermissionDenied, TargetGone))
         attempt = Attempt(now, type(error).__name__, str(error), outage)
         silent = isinstance(error, LedgerError) and not isinstance(error, LedgerRefused)
         return cls(error, attempt, counts=not silent and not isinstance(error, (WaitedTooLong, CircuitOpen)))
@@ -85,7 +86,7 @@ def decide(
         # Before that a circuit breaker lets nothing through.
         least = error.retry_after if isinstance(error, CircuitOpen) else 0.0
         return Retry(max(least, policy.delay(receives, random)))
-    final = isinstance(error, (HandlerError, StorageError)) and not error.retryable
+    final = isinstance(error, (HandlerError, StorageError, ManifestError)) and not error.retryable
     if final or isinstance(error, CrashedTooOften):
         return Dead(reason_for(error), str(error), failure.attempt.error, log)
     outage = failure.attempt.outage
@@ -112,6 +113,8 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (IntegrityError, "integrity_mismatch"),
     (Conflict, "conflict"),
     (StorageError, "storage_failed"),
+    (TargetGone, "storage_failed"),
+    (CannotArchive, "cannot_archive"),
     (LedgerRefused, "ledger_refused"),
     (CrashedTooOften, "crashed"),
     (HeldTooLong, "held_too_long"),

@@ -18,6 +18,7 @@ from worker.attempts import Attempt
 from worker.delivery import Delivery, LeaseLost
 from worker.disposition import Failure, RetryPolicy, counted_as, decide
 from worker.ledger.base import LedgerError
+from worker.manifest_errors import ManifestError
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.queues.base import Ack, Dead, Disposition, Message, QueueError, Retry
@@ -164,4 +165,4 @@ def _shown(disposition: Disposition) -> str:
 
 def _unforeseen(error: Exception) -> bool:
     """Whether the error needs a traceback: it is none of the kinds the rooms promise to raise."""
-    return not isinstance(error, (HandlerError, StorageError, LedgerError, QueueError))
+    return not isinstance(error, (HandlerError, StorageError, ManifestError, LedgerError, QueueError))
