@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from backends.base import Attributes, ObjectStat, Promise, Receipt, StorageBackend
+from backends.errors import StorageError
 from backends.wrapper import Wrapper
 
 
@@ -13,7 +14,7 @@ from backends.wrapper import Wrapper
 class Observation:
     """One finished call. `outcome` is `ok` or the error's class, `seconds` lasts until the last byte, sizes are bytes.
 
-    `key` is that of the object where the call is about one.
+    Of errors of a store the class is one of backends/errors.py. `key` is that of the object where the call is about one.
     """
 
     op: str
@@ -100,8 +101,14 @@ def _outcome(seen: Observation) -> Iterator[None]:
         # A listing that is left early has not failed.
         raise
     except BaseException as exc:
-        seen.outcome = type(exc).__name__
+        seen.outcome = _kind(type(exc)).__name__
         raise
+
+
+def _kind(error: type[BaseException]) -> type[BaseException]:
+    """Of an error of this house the class that everybody knows: an adapter may have made one of its own of it."""
+    known = (each for each in error.__mro__ if each.__module__ == StorageError.__module__)
+    return next(known, error)
 
 
 async def _counted(chunks: AsyncIterator[bytes], seen: Observation) -> AsyncIterator[bytes]:

@@ -138,7 +138,6 @@ class S3Backend:
             part_size=options.part_size,
             concurrency=options.max_concurrency,
             proof=proof,
-            seconds=options.request_timeout,
         )
         return await self._upload(key, parts, source, attributes)
 
@@ -272,16 +271,18 @@ class S3Backend:
         await self._bucket.health()
 
     async def _prove_options(self) -> None:
-        """Raise unless the store encrypts as it is asked to, and knows the checksum: it may ignore the headers of either."""
+        """Raise unless the store encrypts as it is asked to, and knows the checksum: it may ignore the headers of either.
+
+        With `md5` its ETags have to be MD5s: else every write would be taken away again.
+        """
         options = self._options
-        declared = (
-            {} if required_algorithm(options.checksums) is None else proof_of(options.checksums).declared
-        )
-        if options.encryption is None and not declared:
+        proof = proof_of(options.checksums)
+        declared = {} if required_algorithm(options.checksums) is None else proof.declared
+        if options.encryption is None and not declared and options.checksums != "md5":
             return
         key = f".transload-{secrets.token_hex(8)}.probe"
         try:
-            await self._multipart(key, {}).probe(declared)
+            await self._multipart(key, {}).probe(declared, proof if options.checksums == "md5" else None)
         except (PermissionDenied, Unsupported) as exc:
             wanted = f"encryption: {options.encryption}, kms_key_id: {options.kms_key_id}, checksums: {options.checksums}"
             raise type(exc)(f"{exc}; every write asks for {wanted}") from exc

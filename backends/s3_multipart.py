@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from backends.cancellation import to_the_end
 from backends.errors import Conflict, NotFound, StorageError, Unsupported
 from backends.failpoints import failpoint
+from backends.s3_checksums import Proof
 from backends.s3_errors import request
 
 MAX_PARTS = 10_000
@@ -85,10 +86,25 @@ class MultipartUpload:
             await to_the_end(self._abort(created, exc))
             raise
 
-    async def probe(self, declared: Mapping[str, Any]) -> None:
-        """Begin the upload and abort it. Raises what the store has against the headers, or against what is `declared`."""
+    async def probe(self, declared: Mapping[str, Any], proof: Proof | None = None) -> None:
+        """Begin the upload and abort it, with a part in between whose ETag `proof` is to be content with.
+
+        Raises what the store has against the headers, or against what is `declared`; `Unsupported` where its ETag proves nothing.
+        """
         with suppress(_Enough):
-            await self.run(_NoParts(declared))
+            await self.run(_Probe(declared, proof))
+
+    async def put_part(
+        self, number: int, body: bytes, checksum: Mapping[str, str], *, times: float = 1.0
+    ) -> Mapping[str, Any]:
+        """One part, in `times` the time that a request may take; what the store answers."""
+        async with request(f"write part {number} of {self.name}", self._seconds * times):
+            failpoint("s3.part.before")
+            answer: Mapping[str, Any] = await self.client.upload_part(
+                **self.where, PartNumber=number, Body=body, **checksum
+            )
+            failpoint("s3.part.after")
+        return answer
 
     async def _create(self, declared: Mapping[str, Any]) -> Mapping[str, Any]:
         async with request(f"begin the upload of {self.name}", self._seconds):
@@ -154,11 +170,22 @@ class _Enough(Exception):
     """Ends a probe."""
 
 
-class _NoParts:
-    def __init__(self, declared: Mapping[str, Any]) -> None:
-        self.declared = declared
+class _Probe:
+    """The parts of an upload that is not to be."""
 
-    async def send(self, upload: MultipartUpload) -> list[Part]:  # noqa: ARG002 - it comes to nothing
+    def __init__(self, declared: Mapping[str, Any], proof: Proof | None) -> None:
+        self.declared = declared
+        self._proof = proof
+
+    async def send(self, upload: MultipartUpload) -> list[Part]:
+        if self._proof is not None:
+            sent = self._proof.sent(1, b"probe")
+            answer = await upload.put_part(1, b"probe", sent)
+            # Of one part it is what it would be of an object in one piece.
+            if (fault := self._proof.fault(answer, parts=0)) is not None:
+                raise Unsupported(
+                    f"{upload.name}: the store's ETags are no MD5s: {fault}; set checksums to when_required"
+                )
         raise _Enough
 
     def closing(self) -> Mapping[str, Any]:

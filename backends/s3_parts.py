@@ -7,9 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from backends.errors import StorageError
-from backends.failpoints import failpoint
 from backends.s3_checksums import Proof
-from backends.s3_errors import request
 from backends.s3_multipart import MAX_PART_SIZE, MAX_PARTS, InFlight, MultipartUpload, Part
 
 
@@ -88,18 +86,12 @@ class Source:
 class StreamedParts:
     """What a source still has, as the `Parts` of an upload."""
 
-    def __init__(
-        self, source: Source, *, part_size: int, concurrency: int, proof: Proof, seconds: float
-    ) -> None:
-        """`proof` is that of `source`.
-
-        `seconds` is what a part of `part_size` bytes may take; larger ones get proportionally more.
-        """
+    def __init__(self, source: Source, *, part_size: int, concurrency: int, proof: Proof) -> None:
+        """`proof` is that of `source`. A part larger than `part_size` bytes may take proportionally more time."""
         self._source = source
         self._part_size = part_size
         self._budget = part_size * concurrency
         self._proof = proof
-        self._seconds = seconds
         self._number = 0
 
     @property
@@ -126,9 +118,5 @@ class StreamedParts:
 
     async def _part(self, upload: MultipartUpload, number: int, body: bytes) -> Part:
         checksum = await asyncio.to_thread(self._proof.sent, number, body)
-        seconds = self._seconds * max(1.0, len(body) / self._part_size)
-        async with request(f"write part {number} of {upload.name}", seconds):
-            failpoint("s3.part.before")
-            answer = await upload.client.upload_part(**upload.where, PartNumber=number, Body=body, **checksum)
-            failpoint("s3.part.after")
+        answer = await upload.put_part(number, body, checksum, times=max(1.0, len(body) / self._part_size))
         return {"PartNumber": number, "ETag": answer["ETag"], **self._proof.named(checksum)}

@@ -1,12 +1,27 @@
 """What can go wrong with a message, apart from the bytes it points at (those are `backends.errors`).
 
-    HandlerError
-    ├── Refused          the message can never be carried out; `reason` is the dead letter's short name
-    └── PayloadMissing   staging has no such payload (yet)
-
-The reasons in use: `malformed`, `unknown_type`, `unknown_version`, `staging_not_allowed`, `no_route`, `conflict`, and of payloads that
-transforms refuse `payload_corrupt`, `payload_limit`, `payload_unsafe`, `payload_unsupported`.
+HandlerError
+├── Refused          the message can never be carried out; `reason` is the dead letter's short name
+└── PayloadMissing   staging has no such payload (yet)
 """
+
+from typing import Final
+
+REASONS: Final = frozenset(
+    {
+        "malformed",
+        "unknown_type",
+        "unknown_version",
+        "staging_not_allowed",
+        "no_route",
+        "conflict",
+        "payload_corrupt",
+        "payload_limit",
+        "payload_unsafe",
+        "payload_unsupported",
+    }
+)
+"""Every reason a message is refused with; the last four are of payloads, by transforms."""
 
 
 class HandlerError(Exception):

@@ -72,6 +72,15 @@ class TemplateLayout:
         return _join(self.prefix, _MANIFESTS, day_of(bundle.bid), f"_{encode(bundle.bid, 104)}.{suffix}")
 
 
+def described_by(key: str) -> str | None:
+    """The key of the resource that a sidecar is about; None for what is no sidecar's key."""
+    folder, slash, name = key.rpartition("/")
+    head, tail = _SIDECAR
+    if len(name) <= len(head + tail) or not (name.startswith(head) and name.endswith(tail)):
+        return None
+    return f"{folder}{slash}{name.removeprefix(head).removesuffix(tail)}"
+
+
 def parse(text: str) -> tuple[Segment, ...]:
     """The segments of a template. Raises `ValueError` that says what is wrong with it and what to write instead."""
     if len(text) > LONGEST:

@@ -1,7 +1,7 @@
 """Where the objects of a bundle lie within a target: layouts by name, and layouts by template.
 
 Called by worker/bootstrap.py, which gives each target its layout, by worker/settings.py, which checks them, and by the
-handlers, which ask for keys; by worker/objects.py, which finds out what a key belongs to. docs/layouts.md is for users.
+handlers, which ask for keys; by worker/belonging.py, which finds out what a key belongs to. docs/layouts.md is for users.
 """
 
 import difflib
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Protocol
 
+from handlers import layout_templates
 from handlers.bus_layout import BusLayout
 from handlers.layout_fields import FIELDS, BundleFacts, ResourceFacts
 from handlers.layout_templates import TemplateLayout, opening, parse
@@ -22,6 +23,7 @@ __all__ = [
     "ObjectLayout",
     "ResourceFacts",
     "check_layout",
+    "described_by",
     "make_layout",
     "manifest_beside",
     "may_meet",
@@ -132,6 +134,13 @@ def manifest_beside(key: str) -> str | None:
     """The key of the manifest in a bundle's folder, for one that may be a sidecar in it."""
     folder, below, name = key.rpartition("/")
     return f"{folder}/{_MANIFEST}" if below and name.endswith(_SIDECAR) else None
+
+
+def described_by(key: str) -> str | None:
+    """The key of the resource that a sidecar is about, by any of these layouts; None for what is no sidecar's key."""
+    if key.endswith(_SIDECAR):
+        return key.removesuffix(_SIDECAR)
+    return layout_templates.described_by(key)
 
 
 def check_layout(spec: str) -> str:

@@ -5,12 +5,14 @@ Called by handlers/execute.py. The same bytes on every redo but for `stored_at`,
 
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from backends.base import Receipt
 from handlers.messages import ResourceFetched
 from handlers.stored_metadata import moment, planned
 
+LISTED_FIRST: Final = ',\n  "objects": ['
+"""What follows the facts where objects are listed, and stands nowhere else: no text of JSON holds a line feed as it is."""
 _AT_ONCE = 256
 """Entries of an archive that are made into text at a time."""
 
@@ -28,7 +30,7 @@ async def of_parts(
     payload = {"payload": {"size": before["size"], "sha256": before["sha256"], **_promised(command)}}
     done = {"transforms": before["steps"], "notes": before["notes"]}
     head = _text({**_of_resource(command, now), **payload, **done}).decode().removesuffix("\n}\n")
-    pieces = [head, ',\n  "objects": [']
+    pieces = [head, LISTED_FIRST]
     separator = "\n    "
     for member, receipt in parts:
         facts = {**({"member": member} if member else {}), **_of_receipt(receipt)}

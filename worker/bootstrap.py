@@ -22,10 +22,11 @@ from handlers.resource_fetched import ResourceFetchedHandler
 from handlers.routes import Match, Route, Routes, Target
 from handlers.transforms.key_ring import KeyRing
 from worker import audit, stores
+from worker.admin import AdminServer
 from worker.budget import Budget
 from worker.circuits import Circuits
 from worker.disposition import RetryPolicy
-from worker.health import AdminServer, Health
+from worker.health import Health
 from worker.housekeeping import Housekeeping, HousekeepingSettings, Place
 from worker.ledger.base import Ledger
 from worker.ledger.database import Database, check_schema, migrate, open_database

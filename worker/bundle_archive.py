@@ -24,6 +24,7 @@ from handlers.plan import BundleTarget
 from worker.budget import Budget
 from worker.ledger.base import Ledger
 from worker.ledger.values import BundleRecord, StoredObject, StoredResource
+from worker.manifest_errors import CannotArchive
 
 LISTED_FIRST: Final = ',\n  "resources": ['
 """What follows the facts of a manifest, and stands nowhere else in it: no text of JSON holds a line feed as it is."""
@@ -39,15 +40,6 @@ _MEMBER: Final = 400
 """About so many bytes are held for each member: digests of its path and folders, its line in a zip's directory."""
 
 Members = Callable[[], AsyncGenerator[Member, None]]
-
-
-class CannotArchive(Exception):
-    """The archive cannot be made here, or not at all."""
-
-    def __init__(self, message: str, *, retryable: bool) -> None:
-        """`retryable`: another worker may be able to, or this one when it has what the message says."""
-        super().__init__(message)
-        self.retryable = retryable
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,9 +36,9 @@ from worker import (
     stores,
 )
 from worker import demo as demonstration
+from worker.admin import AdminError
 from worker.bundle_status import BundleStatus, bundle_status
 from worker.failpoints import FailpointError
-from worker.health import AdminError
 from worker.invocation import AsJson, Bid, Invocation
 from worker.ledger.base import LedgerError
 from worker.ledger.database import migrate as migrate_database

@@ -9,12 +9,14 @@ from typing import Annotated, BinaryIO, Final
 
 import typer
 
+from backends.base import StorageBackend
 from backends.errors import NotFound, StorageError
-from worker import bootstrap, invocation, objects, reading_back, render, render_objects
+from worker import belonging, bootstrap, invocation, objects, reading_back, render, render_objects
+from worker.belonging import Known
 from worker.invocation import AsJson, Invocation
 from worker.ledger.base import LedgerError
 from worker.ledger.values import AuditRecord
-from worker.objects import Address, Download, Got, Known
+from worker.objects import Address, Download, Got
 from worker.settings import Settings
 
 _PLACES: Final = "TARGET is a name out of `targets`; staging:NAME is a staging source."
@@ -67,7 +69,7 @@ def get(
     async def work() -> Got:
         async with objects.opened(settings, place) as backend:
             lying = key if raw else await reading_back.located(backend, key)
-            found, unknown = await _known(settings, place, lying)
+            found, unknown = await _known(settings, place, lying, backend)
             stored = None if found is None else found.stored
             async with reading_back.content(
                 backend, place, lying, raw=raw, decompress=decompress, keys=settings.encryption
@@ -137,7 +139,7 @@ def stat(context: typer.Context, address: Object, as_json: AsJson = False) -> No
             if found is None:
                 lists = f"; `transload ls {place.place}` lists what there is"
                 raise await reading_back.missing(backend, place, key, lists)
-        of, unknown = await _known(settings, place, key)
+        of, unknown = await _known(settings, place, key, backend)
         render_objects.facts(place, found, of, unknown, as_json=as_json)
 
     invocation.run(work())
@@ -220,8 +222,13 @@ async def _allowed(settings: Settings, place: Address, key: str, *, force: bool)
             )
         return None
     try:
-        async with bootstrap.open_ledger(settings) as ledger:
-            found = await objects.known(ledger, place.name, key)
+        async with bootstrap.open_ledger(settings) as ledger, objects.opened(settings, place) as backend:
+            try:
+                found = await belonging.known(ledger, place.name, key, backend)
+            except StorageError:
+                if not force:
+                    raise
+                found = await belonging.known(ledger, place.name, key)
     except LedgerError as exc:
         if not force:
             raise LedgerError(
@@ -235,14 +242,16 @@ async def _allowed(settings: Settings, place: Address, key: str, *, force: bool)
     return found
 
 
-async def _known(settings: Settings, place: Address, key: str) -> tuple[Known | None, str]:
+async def _known(
+    settings: Settings, place: Address, key: str, backend: StorageBackend
+) -> tuple[Known | None, str]:
     """What the ledger knows of the object, or why that is nothing: it may be down, and the object still be wanted."""
     if place.kind == "staging":
         return None, "the ledger has no digests of what is staged"
     try:
         async with bootstrap.open_ledger(settings) as ledger:
-            return await objects.known(ledger, place.name, key), render_objects.told(None)
-    except LedgerError as exc:
+            return await belonging.known(ledger, place.name, key, backend), render_objects.told(None)
+    except (LedgerError, StorageError) as exc:
         return None, str(exc)
 
 

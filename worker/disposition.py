@@ -5,12 +5,16 @@ Pure, but for the randomness it is given. Called by worker/settling.py with what
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from backends.errors import CircuitOpen, Conflict, IntegrityError, PermissionDenied, StorageError, Unavailable
-from handlers.errors import HandlerError, PayloadMissing, Refused
+from handlers.errors import REASONS, HandlerError, PayloadMissing, Refused
 from worker.attempts import Attempt
 from worker.ledger.base import LedgerError, LedgerRefused
+from worker.manifest_errors import CannotArchive, ManifestError, TargetGone
 from worker.queues.base import Dead, Disposition, HeldTooLong, Retry, WaitedTooLong
+
+_UNFORESEEN: Final = "internal_error"
 
 
 class CrashedTooOften(Exception):
@@ -23,7 +27,7 @@ class RetryPolicy:
 
     max_attempts: int = 5
     max_outage_attempts: int = 100
-    """For a store that does not answer or refuses us: that says little about the message."""
+    """For a store that does not answer, refuses us, or is not configured at the moment: that says little about the message."""
     base: float = 1.0
     cap: float = 60.0
 
@@ -50,7 +54,7 @@ class Failure:
     @classmethod
     def of(cls, error: Exception, now: float) -> "Failure":
         """`now`: seconds since the epoch."""
-        outage = isinstance(error, (Unavailable, PermissionDenied))
+        outage = isinstance(error, (Unavailable, PermissionDenied, TargetGone))
         attempt = Attempt(now, type(error).__name__, str(error), outage)
         silent = isinstance(error, LedgerError) and not isinstance(error, LedgerRefused)
         return cls(error, attempt, counts=not silent and not isinstance(error, (WaitedTooLong, CircuitOpen)))
@@ -82,7 +86,7 @@ def decide(
         # Before that a circuit breaker lets nothing through.
         least = error.retry_after if isinstance(error, CircuitOpen) else 0.0
         return Retry(max(least, policy.delay(receives, random)))
-    final = isinstance(error, (HandlerError, StorageError)) and not error.retryable
+    final = isinstance(error, (HandlerError, StorageError, ManifestError)) and not error.retryable
     if final or isinstance(error, CrashedTooOften):
         return Dead(reason_for(error), str(error), failure.attempt.error, log)
     outage = failure.attempt.outage
@@ -96,7 +100,12 @@ def decide(
 
 def reason_for(error: Exception) -> str:
     """The dead letter's short name for an error."""
-    return next((reason for kind, reason in _REASONS if isinstance(error, kind)), "internal_error")
+    return next((reason for kind, reason in _REASONS if isinstance(error, kind)), _UNFORESEEN)
+
+
+def counted_as(reason: str) -> str:
+    """What a metric calls it: a transform that somebody else wrote may have reasons of its own, and may put anything into them."""
+    return reason if reason in _KNOWN else "other"
 
 
 _REASONS: tuple[tuple[type[Exception], str], ...] = (
@@ -104,8 +113,12 @@ _REASONS: tuple[tuple[type[Exception], str], ...] = (
     (IntegrityError, "integrity_mismatch"),
     (Conflict, "conflict"),
     (StorageError, "storage_failed"),
+    (TargetGone, "storage_failed"),
+    (CannotArchive, "cannot_archive"),
     (LedgerRefused, "ledger_refused"),
     (CrashedTooOften, "crashed"),
     (HeldTooLong, "held_too_long"),
 )
 """The first that fits."""
+
+_KNOWN: Final = frozenset((*REASONS, *(reason for _, reason in _REASONS), _UNFORESEEN))

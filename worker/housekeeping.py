@@ -22,6 +22,8 @@ from worker.ledger.base import Ledger, LedgerError
 from worker.metrics import Metrics
 
 _DELETES_AT_ONCE = 32
+_PUT_OFF = 100_000
+"""Bundles of which something could not be deleted, and that wait for the others; more are not remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,8 @@ class Housekeeping:
                 self._put_off.clear()
                 break
             counts, failed = await self._delete_payloads(batch, swept)
-            self._put_off |= failed
+            # Where a store refuses them all, there are soon as many as the ledger has bundles.
+            self._put_off = failed if len(self._put_off) > _PUT_OFF else self._put_off | failed
             if len(failed) == self._settings.batch:
                 break
             done = {bid: counts[bid] for bid in batch if bid not in failed}

@@ -19,16 +19,11 @@ from worker.bundle_archive import LISTED_FIRST, Archived, Archives
 from worker.bus_documents import BusDocuments, described
 from worker.ledger.base import Ledger
 from worker.ledger.values import BundleRecord, StoredObject, StoredResource
+from worker.manifest_errors import TargetGone
 from worker.notification import event_id
 
 _WRITTEN_AT_ONCE = 8
 """Manifests written side by side: each holds one page of resources in memory."""
-
-
-class TargetGone(Exception):
-    """The bundle lies in a target that is not configured. Retryable: it may be configured again."""
-
-    retryable = True
 
 
 class Manifests:
@@ -95,7 +90,8 @@ async def manifest(
     async for resource in resources:
         if resource.late:
             continue
-        for stored in resource.objects:
+        # Databases differ in how they order text.
+        for stored in sorted(resource.objects, key=lambda each: each.key):
             if stored.target == place.target:
                 buffer.append(separator + json.dumps(_listed(resource, stored), ensure_ascii=False))
                 separator = ",\n    "

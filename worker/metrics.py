@@ -1,4 +1,4 @@
-"""What the process counts, in a registry of its own. The rooms of `worker` write it, `health.AdminServer` shows it.
+"""What the process counts, in a registry of its own. The rooms of `worker` write it, `admin.AdminServer` shows it.
 
 Names are part of the promise to operators: prefix `transload_`, base units, and only labels whose values are few and known
 beforehand (never a bid, a URL, a host or a message's id). Follows https://prometheus.io/docs/practices/naming/.
@@ -22,6 +22,8 @@ from prometheus_client import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+import backends.errors
+import handlers.errors
 from backends.guards.breaker import CircuitState
 from backends.measured import Observation
 from worker.ledger.values import BundleState, Summary
@@ -46,6 +48,17 @@ RUNNING_BUCKETS: Final = (
     3600.0,
 )
 """Seconds something runs: one message, one transfer."""
+
+_OUTCOMES: Final = frozenset(
+    {"ok", "CancelledError", "TimeoutError"}
+    | {
+        name
+        for tree in (backends.errors, handlers.errors)
+        for name, each in vars(tree).items()
+        if isinstance(each, type) and issubclass(each, Exception)
+    }
+)
+"""Of calls of a backend. Errors of other classes, which an adapter that somebody else wrote may make up, are counted as `other`."""
 
 _DIRECTIONS: Final[Mapping[str, str]] = MappingProxyType({"open": "in", "write": "out"})
 
@@ -91,7 +104,7 @@ class Metrics:
         )
         self.backend_requests = self._counter(
             "backend_requests",
-            "Calls of a storage backend; outcome: ok or the error's class.",
+            "Calls of a storage backend; outcome: ok, the error's class, or other.",
             "backend",
             "op",
             "outcome",
@@ -184,7 +197,8 @@ class Metrics:
 
     def observe_backend(self, backend: str, seen: Observation) -> None:
         """Count one call of the backend configured under that name."""
-        self.backend_requests.labels(backend=backend, op=seen.op, outcome=seen.outcome).inc()
+        outcome = seen.outcome if seen.outcome in _OUTCOMES else "other"
+        self.backend_requests.labels(backend=backend, op=seen.op, outcome=outcome).inc()
         if seen.op in _DIRECTIONS:
             self.transfer_bytes.labels(backend=backend, direction=_DIRECTIONS[seen.op]).inc(seen.size)
             self.transfer_seconds.labels(backend=backend).observe(seen.seconds)

@@ -1,4 +1,4 @@
-"""One object of a target or a staging source, looked at by hand: where it is, what the ledger knows of it, a copy on this disk.
+"""One object of a target or a staging source, looked at by hand: where it is, a copy on this disk.
 
 Called by worker/cli_objects.py. What is deleted or copied here was asked for by a person; workers never come by.
 """
@@ -10,7 +10,7 @@ import secrets
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
@@ -18,19 +18,15 @@ from typing import BinaryIO, Final, Literal
 from backends.base import StorageBackend
 from backends.errors import IntegrityError, StorageError
 from backends.failpoints import failpoint
-from handlers import bus_layout, layouts
 from worker import stores
-from worker.ledger.base import Ledger
-from worker.ledger.values import Found, Search, StoredObject
+from worker.belonging import Known
+from worker.ledger.values import StoredObject
 from worker.settings import Settings
 
 STAGING: Final = "staging"
 """`staging:NAME:KEY` is a key of a staging source, unless a target has that name."""
 
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
-_SIDECAR: Final = ".meta"
-MANY: Final = 100
-"""Nobody counts further how many resources share an object."""
 
 
 class NoSuchPlace(ValueError):
@@ -88,65 +84,6 @@ async def opened(settings: Settings, address: Address) -> AsyncIterator[StorageB
         places = stores.open_staging(settings.model_copy(update=sources))
     async with places as connected:
         yield connected[address.name]
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """Why an object is no stranger to the ledger."""
-
-    bid: str
-    recipe_id: str
-    part: Literal["object", "sidecar", "manifest", "archive", "document"]
-    """A payload; the facts beside one; the list of its bundle; all of its bundle in one file; what else is told of that."""
-    url: str | None = None
-    """Of the resource, where it is one's."""
-    stored: StoredObject | None = None
-    """What was recorded when it was written; of payloads only."""
-    others: int = 0
-    """Resources besides that one whose payload it is, `MANY` at most: identical ones may have been stored once."""
-
-
-async def known(ledger: Ledger, target: str, key: str) -> Known | None:
-    """What the object under that key is to the ledger; None when it has never heard of it. Raises `LedgerError`."""
-    if (found := await _first(ledger, Search(target=target, key=key))) is not None:
-        of = Known(found.bid, found.recipe_id, "object", found.resource.url, found.resource.objects[0])
-        return replace(of, others=await _others(ledger, target, key))
-    for payload in _described_by(key):
-        if (found := await _first(ledger, Search(target=target, key=payload))) is not None:
-            return Known(found.bid, found.recipe_id, "sidecar", found.resource.url)
-    if (found := await _first(ledger, Search(target=target, manifest=key))) is not None:
-        return Known(found.bid, found.recipe_id, "manifest")
-    if (found := await _first(ledger, Search(target=target, archive=key))) is not None:
-        return Known(found.bid, found.recipe_id, "archive")
-    if (beside := layouts.manifest_beside(key) or bus_layout.manifest_beside(key)) is None:
-        return None
-    found = await _first(ledger, Search(target=target, manifest=beside))
-    # Its payload may lie elsewhere: it refers to another's, or was taken apart.
-    part: Literal["sidecar", "document"] = "sidecar" if any(_described_by(key)) else "document"
-    return None if found is None else Known(found.bid, found.recipe_id, part)
-
-
-def _described_by(key: str) -> Iterator[str]:
-    """The keys of payloads that it may be the sidecar of, by the target's layout."""
-    folder, slash, name = key.rpartition("/")
-    if (stem := name.removesuffix(_SIDECAR)) != name:
-        # Beside `page.html` lies `page.html.meta`, or `_page.html.meta`.
-        yield from (f"{folder}{slash}{payload}" for payload in (stem, stem.removeprefix("_")))
-    if (payload := bus_layout.described_by(key)) is not None:
-        yield payload
-
-
-async def _first(ledger: Ledger, search: Search) -> Found | None:
-    return await anext(ledger.search(search), None)
-
-
-async def _others(ledger: Ledger, target: str, key: str) -> int:
-    count = -1
-    async for _ in ledger.search(Search(target=target, key=key)):
-        count += 1
-        if count == MANY:
-            break
-    return max(0, count)
 
 
 @dataclass(frozen=True, slots=True)

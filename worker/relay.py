@@ -18,11 +18,11 @@ from backends.failpoints import failpoint
 from handlers.plan import BundleTarget
 from worker import notification
 from worker.budget import Budget
-from worker.bundle_archive import CannotArchive
 from worker.disposition import RetryPolicy
 from worker.ledger.base import Ledger, LedgerError
 from worker.ledger.values import BundleRecord, OutboxRow
-from worker.manifest import Manifests, TargetGone
+from worker.manifest import Manifests
+from worker.manifest_errors import ManifestError
 from worker.metrics import Metrics
 from worker.publishers.base import Notification, Outlet
 from worker.tracing import UNTRACED, Tracing
@@ -206,7 +206,7 @@ class Relay:
     async def _has_manifests(self, row: OutboxRow) -> bool:
         try:
             await self._finalize(row)
-        except (StorageError, LedgerError, TargetGone, CannotArchive) as exc:
+        except (StorageError, LedgerError, ManifestError) as exc:
             await (self._later(row, exc) if exc.retryable else self._park(row, exc))
         except Exception as exc:  # noqa: BLE001 - a fault nobody foresaw must not take the neighbours along
             self._log.exception("manifest failed", bid=row.bid)

@@ -12,10 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from backends.base import ObjectStat
+from worker.belonging import MANY, Known
 from worker.bundle_status import BundleStatus
 from worker.ledger.values import Found
 from worker.notification import timestamp
-from worker.objects import MANY, Address, Got, Known
+from worker.objects import Address, Got
 from worker.redaction import one_line
 from worker.render import out, print_json, say, size
 

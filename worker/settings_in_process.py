@@ -48,6 +48,8 @@ CLAIM_SECONDS: Final = 5.0
 """A claim is renewed while it is worked on. When its process dies, the next one waits so long for it."""
 _NO_PAUSE: Final = 0.001
 """Between two tries to announce: nobody tries by itself, whoever asks again wants it now."""
+_LEAST_KEPT: Final = 1_296_000
+"""As `housekeeping.keep_published` has it."""
 _HOME: Final = "TRANSLOAD_HOME"
 _READ: Final = (
     _HOME,
@@ -76,8 +78,17 @@ class Storing:
     cloudwatch: CloudWatchSettings = field(default_factory=CloudWatchSettings)
     provision: ProvisionSettings | None = None
     """What is to be made before the target is opened."""
+    keep_state: float | None = None
+    """Seconds that published bundles stay in the ledger; None: for ever."""
     why_not: str = ""
     """What is missing before a bundle can be begun; empty when nothing is."""
+
+    def __post_init__(self) -> None:
+        """Raises `StorageOptionsError`."""
+        if self.keep_state is not None and not self.keep_state >= _LEAST_KEPT:
+            raise StorageOptionsError(
+                f"keep_state is {_LEAST_KEPT} seconds (15 days) at least, or None: for ever"
+            )
 
     def through(self, *transforms: str) -> "Storing":
         """The same with these transforms applied first, each of them once."""
@@ -109,7 +120,8 @@ class Storing:
             publisher=self.publisher or PublisherSettings(options=embedded),
             worker=self.worker,
             relay=RelaySettings(lease=CLAIM_SECONDS, retry_base=_NO_PAUSE, retry_cap=_NO_PAUSE),
-            housekeeping=HousekeepingSettings(enabled=False),
+            # Nothing runs in the background: whoever opens the storage forgets what is old enough.
+            housekeeping=checked(HousekeepingSettings, {"enabled": False, "keep_published": self.keep_state}),
             admin=AdminSettings(enabled=False),
             logs=LogSettings(),
             provision=self.provision or ProvisionSettings(),

@@ -16,8 +16,9 @@ from handlers.errors import HandlerError
 from worker.attempt_log import AttemptLog
 from worker.attempts import Attempt
 from worker.delivery import Delivery, LeaseLost
-from worker.disposition import Failure, RetryPolicy, decide
+from worker.disposition import Failure, RetryPolicy, counted_as, decide
 from worker.ledger.base import LedgerError
+from worker.manifest_errors import ManifestError
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.queues.base import Ack, Dead, Disposition, Message, QueueError, Retry
@@ -138,7 +139,8 @@ class Settler:
         if isinstance(disposition, Ack):
             self.progress.acked += 1
         elif isinstance(disposition, Dead):
-            self._metrics.dead_letters.labels(queue=self._queue, reason=disposition.reason).inc()
+            reason = counted_as(disposition.reason)
+            self._metrics.dead_letters.labels(queue=self._queue, reason=reason).inc()
             self.progress.dead += 1
         else:
             self.progress.retried += 1
@@ -163,4 +165,4 @@ def _shown(disposition: Disposition) -> str:
 
 def _unforeseen(error: Exception) -> bool:
     """Whether the error needs a traceback: it is none of the kinds the rooms promise to raise."""
-    return not isinstance(error, (HandlerError, StorageError, LedgerError, QueueError))
+    return not isinstance(error, (HandlerError, StorageError, ManifestError, LedgerError, QueueError))

@@ -31,6 +31,9 @@ from backends.wrapper import Wrapper
 
 T = TypeVar("T")
 
+_MOST = 100_000
+"""Objects that are kept: each costs memory as well, and one without bytes nothing of the budget."""
+
 
 class CacheOptions(BaseModel):
     """Where, and how much of it."""
@@ -212,8 +215,9 @@ class ReadCache(Wrapper):
         """Reserve `size` bytes, at the cost of what was unused longest. False when too much is in use."""
         victims: list[str] = []
         free = self._budget - self._used
+        too_many = len(self._entries) + 1 - _MOST
         for name, entry in self._entries.items():
-            if free >= size:
+            if free >= size and len(victims) >= too_many:
                 break
             if not entry.users:
                 victims.append(name)

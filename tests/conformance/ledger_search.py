@@ -9,7 +9,7 @@ from typing import Any
 from handlers.plan import BundleTarget
 from worker.ledger.base import Ledger
 from worker.ledger.search import PAGE
-from worker.ledger.values import Entry, Found, Search, StoredObject, StoredResource
+from worker.ledger.values import Close, Entry, Found, Search, StoredObject, StoredResource
 
 URLS = (
     "https://example.com/",
@@ -100,6 +100,12 @@ async def found(ledger: Ledger, **asked: Any) -> list[Found]:
 
 async def urls(ledger: Ledger, **asked: Any) -> set[str]:
     return {each.resource.url for each in await found(ledger, **asked)}
+
+
+async def at(ledger: Ledger, target: str, key: str) -> str | None:
+    """The bid of the bundle that has its manifest or archive there."""
+    bundle = await ledger.bundle_at(target, key)
+    return None if bundle is None else bundle.bid
 
 
 class Searching:
@@ -194,12 +200,11 @@ class Searching:
 
     async def test_a_manifest_leads_to_its_bundle(self, ledger: Ledger) -> None:
         await record(ledger, [entry(stored("u1"), "b1", "r_1"), entry(stored("u2"), "b2", "rx1")])
-        key = "disk/b1/r_1 é.json"
-        assert await urls(ledger, manifest=key) == {"u1"}
-        assert await urls(ledger, manifest=key, target="disk") == {"u1"}
-        assert await urls(ledger, manifest=key, target="cloud") == set()
-        assert await urls(ledger, manifest="disk/b1") == set()
-        assert await urls(ledger, manifest="disk/b2/r_1 é.json") == set()
+        assert await at(ledger, "disk", "disk/b1/r_1 é.json") == "b1"
+        assert await at(ledger, "cloud", "disk/b1/r_1 é.json") is None
+        assert await at(ledger, "disk", "disk/b1") is None
+        assert await at(ledger, "disk", "disk/b2/r_1 é.json") is None
+        assert await at(ledger, "disk", "disk/b2/rx1 é.json") == "b2"
 
     async def test_an_archive_leads_to_its_bundle(self, ledger: Ledger) -> None:
         places = [
@@ -209,11 +214,16 @@ class Searching:
         await ledger.record(replace(entry(stored("u1"), "b1"), targets=(places[0],)))
         await ledger.record(replace(entry(stored("u2"), "b2"), targets=(places[1],)))
         await ledger.record(entry(stored("u3"), "b3"))
-        assert await urls(ledger, archive="b é.zip") == {"u1", "u2"}
-        assert await urls(ledger, archive="b é.zip", target="disk") == {"u1"}
-        assert await urls(ledger, archive="b é.zip", target="tape") == set()
-        assert await urls(ledger, archive="disk/b.json") == set()
-        assert await urls(ledger, manifest="b é.zip") == set()
+        assert await at(ledger, "disk", "b é.zip") == "b1"
+        assert await at(ledger, "cloud", "b é.zip") == "b2"
+        assert await at(ledger, "tape", "b é.zip") is None
+        assert await at(ledger, "disk", "") is None
+
+    async def test_what_a_bundle_without_resources_has_leads_to_it(self, ledger: Ledger) -> None:
+        place = BundleTarget("disk", "b", "b.json", archive="zip", archive_key="b.zip")
+        bare = replace(entry(stored("u1"), "b1"), resource=None, close=Close(0, {}), targets=(place,))
+        await ledger.record(bare)
+        assert await at(ledger, "disk", "b.json") == await at(ledger, "disk", "b.zip") == "b1"
 
     async def test_times_are_the_databases(self, ledger: Ledger) -> None:
         await ledger.record(entry(stored("u1")))

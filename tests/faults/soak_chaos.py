@@ -74,7 +74,7 @@ class Samples:
             self.taken.append(worker.usage())
 
     def judge(self, violation: Violation) -> list[tuple[str, str, str, str]]:
-        """Rows of the table: what, the second quarter, the last quarter, the bound."""
+        """Case 109: memory, descriptors and threads stay flat under the load. Rows of the table: what, the second quarter, the last quarter, the bound."""
         quarter = len(self.taken) // 4
         if quarter < 4:
             violation(f"the spared worker was seen {len(self.taken)} times only")

@@ -19,7 +19,7 @@ from typing import Any, Final
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.fuzz import bundling, codecs, encryption, tars, zips
+from tests.fuzz import admin, bundling, codecs, encryption, tars, zips
 
 _ROUND: Final = 200
 """Examples between two looks at the clock."""
@@ -35,6 +35,7 @@ class Target:
 
 TARGETS: Final[Mapping[str, Target]] = MappingProxyType(
     {
+        "admin": Target(admin.fuzz, admin.SERIES),
         "bundling": Target(bundling.fuzz, bundling.BUNDLES),
         "codecs": Target(codecs.fuzz, codecs.PAYLOADS),
         "encryption": Target(lambda change: encryption.whole(*change), encryption.CHANGED),

@@ -116,6 +116,8 @@ class StrictS3(Faults):
     """State of every KMS key by its id: `enabled`, `disabled` or `denied`."""
     checks: bool = True
     """False for a store that takes the headers of checksums and ignores them."""
+    tells_md5: bool = True
+    """False for a store whose ETags look like MD5s and are none."""
     encrypts: bool = True
     """False for a store that takes the headers of an encryption and ignores them."""
 
@@ -199,7 +201,7 @@ class StrictS3(Faults):
     def _put(self, request: web.Request, bucket: str, key: str, body: bytes) -> web.Response:
         headers = self._kept(request)
         self._require_free(request, bucket, key)
-        etag = f'"{_md5(body)}"'
+        etag = self._etag(body)
         checksums = {
             name.lower(): base64.b64encode(_DIGESTS[name.lower()](body)).decode()
             for name in request.headers
@@ -209,6 +211,9 @@ class StrictS3(Faults):
             checksums["x-amz-checksum-type"] = "FULL_OBJECT"
         self.buckets[bucket][key] = Stored(body, etag, headers, _now(), checksums)
         return web.Response(headers={"ETag": etag, **_encryption(headers), **checksums})
+
+    def _etag(self, data: bytes) -> str:
+        return f'"{_md5(data if self.tells_md5 else data + b"salt")}"'
 
     def _delete(self, bucket: str, key: str) -> web.Response:
         self.buckets[bucket].pop(key, None)
@@ -235,7 +240,7 @@ class StrictS3(Faults):
         if "x-amz-copy-source" in request.headers:
             return self._copied_part(request, upload, number)
         checksum = request.headers.get(f"{_CHECKSUM}{upload.algorithm.lower()}") if upload.algorithm else None
-        upload.parts[number] = Part(body, f'"{_md5(body)}"', checksum)
+        upload.parts[number] = Part(body, self._etag(body), checksum)
         return web.Response(headers={"ETag": upload.parts[number].etag})
 
     def _copied_part(self, request: web.Request, upload: Upload, number: int) -> web.Response:
@@ -250,7 +255,7 @@ class StrictS3(Faults):
         )
         data = there.data[int(first) : int(last) + 1] if first else there.data
         checksum = _checksum(upload.algorithm, data)
-        upload.parts[number] = part = Part(data, f'"{_md5(data)}"', checksum)
+        upload.parts[number] = part = Part(data, self._etag(data), checksum)
         told = f"<Checksum{upload.algorithm}>{checksum}</Checksum{upload.algorithm}>" if checksum else ""
         return _document("CopyPartResult", f"<ETag>{escape(part.etag)}</ETag>{told}")
 

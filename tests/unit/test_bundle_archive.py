@@ -36,11 +36,11 @@ from handlers.transforms.gunzip import Gunzip
 from handlers.transforms.unzip import Unzip, UnzipOptions
 from tests.support.archiving import BID, Killed, Watched, World, listed, open_world, unpacked
 from tests.support.bundles import archived, members_of
+from worker.belonging import Known, known
 from worker.budget import Budget
 from worker.ledger.rows import bundle_targets
 from worker.ledger.schema import bundles
 from worker.ledger.values import StoredResource
-from worker.objects import Known, known
 from worker.queues.base import Ack
 from worker.render_objects import told
 from worker.verify import verify

@@ -42,7 +42,8 @@ from handlers.transforms.unzip import Unzip
 from tests.support import bus
 from tests.support.failpoints import known
 from tests.support.s3 import s3_backend
-from worker import bus_documents, bus_latest, objects
+from worker import belonging, bus_documents, bus_latest
+from worker.belonging import Known
 from worker.budget import Budget
 from worker.bus_documents import bundle_hash, manifest_lines
 from worker.bus_latest import LatestHash
@@ -52,7 +53,6 @@ from worker.ledger.database import Database, migrate, open_database
 from worker.ledger.sql import SqlLedger
 from worker.ledger.values import StoredObject, StoredResource
 from worker.metrics import Metrics
-from worker.objects import Known
 from worker.pipeline import Pipeline
 from worker.publishers.embedded import EmbeddedPublisher, EmbeddedPublisherOptions
 from worker.queues.base import Ack, OutgoingMessage
@@ -475,7 +475,7 @@ async def test_what_single_objects_are_to_the_ledger(world: World) -> None:
     await world.announce()
 
     async def part(key: str) -> tuple[str, str | None] | None:
-        known_ = await objects.known(world.ledger, "main", key)
+        known_ = await belonging.known(world.ledger, "main", key)
         return None if known_ is None else _of(known_)
 
     def _of(found: Known) -> tuple[str, str | None]:

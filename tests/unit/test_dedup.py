@@ -27,7 +27,8 @@ from handlers.naming import resource_name
 from handlers.plan import StagingSource
 from handlers.resource_fetched import ResourceFetchedHandler
 from handlers.routes import Match, Route, Routes, Target
-from worker import objects, render_objects
+from worker import belonging, render_objects
+from worker.belonging import MANY, Known
 from worker.budget import Budget
 from worker.delivery import LeaseKeeper
 from worker.ledger.database import migrate, open_database
@@ -35,7 +36,6 @@ from worker.ledger.sql import SqlLedger
 from worker.ledger.values import AuditQuery, Entry, Recorded, StoredObject, StoredResource
 from worker.manifest import Manifests
 from worker.metrics import Metrics
-from worker.objects import MANY, Known
 from worker.pipeline import Pipeline
 from worker.queues.base import Ack, Disposition, OutgoingMessage
 from worker.queues.memory import MemoryOptions as QueueOptions
@@ -136,12 +136,12 @@ class World:
         self.metrics = Metrics()
         self.route()
 
-    def route(self, *names: str, deduplicate: bool = True) -> None:
+    def route(self, *names: str, deduplicate: bool = True, layout: str = "oc") -> None:
         """From here on the routes have these targets, of which `spare` is best effort."""
         targets = tuple(
             Target(
                 name,
-                make_layout("oc", "", keeps_attributes=self.targets[name].features.attributes),
+                make_layout(layout, "", keeps_attributes=self.targets[name].features.attributes),
                 required=name != "spare",
             )
             for name in names or ("one",)
@@ -586,13 +586,13 @@ async def test_what_is_forgotten_is_stored_anew(world: World) -> None:
 async def test_how_many_resources_share_an_object(world: World) -> None:
     await world.process("a")
     key = (await world.lying("a")).key
-    alone = await objects.known(world.ledger, "one", key)
+    alone = await belonging.known(world.ledger, "one", key)
     assert alone is not None
     assert alone.others == 0
     assert "same payload" not in render_objects.told(alone)
     await world.process("b")
     await world.process("c")
-    found = await objects.known(world.ledger, "one", key)
+    found = await belonging.known(world.ledger, "one", key)
     assert found is not None
     assert found.others == 2
     assert render_objects.told(found).endswith("and of 2 other resources with the same payload")
@@ -605,8 +605,43 @@ async def test_the_facts_of_who_refers_are_no_stranger(folders: World) -> None:
     await folders.process("b")
     facts = [key for key in await folders.one.keys() if key.startswith("bundle_test-b/")]
     assert len(facts) == 1
-    assert await objects.known(folders.ledger, "one", facts[0]) == Known("test-b", "r", "sidecar")
-    assert await objects.known(folders.ledger, "one", facts[0].replace("test-b", "test-c")) is None
+    assert await belonging.known(folders.ledger, "one", facts[0]) == Known("test-b", "r", "sidecar")
+    assert await belonging.known(folders.ledger, "one", facts[0].replace("test-b", "test-c")) is None
+
+
+@pytest.mark.parametrize("layout", ["hive", "dated", "{recipe_id}/{name}.{bid}"])
+async def test_the_facts_of_who_refers_are_no_stranger_by_a_template_either(
+    folders: World, layout: str
+) -> None:
+    folders.route(layout=layout)
+    await folders.process("a")
+    await folders.process("b", url="y")
+    payload = (await folders.lying("a")).key
+    assert await folders.lying("b") == await folders.lying("a")
+    own, referring = sorted(
+        (key for key in await folders.one.keys() if key != payload), key=lambda key: "test-b" in key
+    )
+    url = "https://example.com/"
+    beside = await belonging.known(folders.ledger, "one", own)
+    assert beside is not None
+    assert beside.part == "sidecar"
+    # Where it lies tells nothing: no object has the key that it is beside.
+    assert await belonging.known(folders.ledger, "one", referring) is None
+    found = await belonging.known(folders.ledger, "one", referring, folders.one)
+    assert found == Known("test-b", "r", "sidecar", f"{url}y")
+    folder = referring.rpartition("/")[0]
+    for text in (
+        b"{}",
+        b"[]",
+        b"no json",
+        b"",
+        b'{"bid": "test-b", "url": "https://example.com/[y]"}',
+        b"[" * 9999,
+    ):
+        stranger = f"{folder}/_meta.{hashlib.sha256(text).hexdigest()}.json"
+        await folders.one.write(stranger, single(text), NOTHING)
+        assert await belonging.known(folders.ledger, "one", stranger, folders.one) is None
+    assert await belonging.known(folders.ledger, "one", f"{folder}/_meta.gone.json", folders.one) is None
 
 
 async def test_without_its_facts_nothing_is_recorded(folders: World) -> None:

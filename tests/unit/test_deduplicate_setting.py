@@ -12,8 +12,9 @@ from handlers.dedup import MINIMUM
 from handlers.messages import Bundle, Payload, Resource, ResourceFetched
 from handlers.plan import StorePlan
 from worker import bootstrap, render
+from worker.belonging import known
 from worker.cli_objects import _allowed
-from worker.objects import Address, known
+from worker.objects import Address
 from worker.producer import BundleRef
 from worker.settings import Settings, SettingsError, load_settings
 

@@ -11,6 +11,7 @@ from handlers.errors import HandlerError, PayloadMissing, Refused
 from worker.attempts import CRASHED, Attempt
 from worker.disposition import CrashedTooOften, Failure, RetryPolicy, decide, reason_for
 from worker.ledger.base import LedgerCorrupt, LedgerError, LedgerRefused, LedgerUnavailable, SchemaMismatch
+from worker.manifest_errors import CannotArchive, TargetGone
 from worker.queues.base import Dead, HeldTooLong, Retry
 
 POLICY = RetryPolicy(max_attempts=5, base=1.0, cap=60.0)
@@ -46,6 +47,7 @@ def test_what_is_refused_is_dead_at_once_with_its_own_reason() -> None:
         (storage.Unsupported("u"), "storage_failed"),
         (storage.MissingExtra("m"), "storage_failed"),
         (HandlerError("h"), "internal_error"),
+        (CannotArchive("two members have one path", retryable=False), "cannot_archive"),
     ],
 )
 def test_what_can_never_succeed_is_dead_at_once(error: Exception, reason: str) -> None:
@@ -60,6 +62,7 @@ def test_what_can_never_succeed_is_dead_at_once(error: Exception, reason: str) -
         (storage.NotFound("n"), "storage_failed"),
         (storage.IntegrityError("i"), "integrity_mismatch"),
         (PayloadMissing("m"), "payload_missing"),
+        (CannotArchive("install it", retryable=True), "cannot_archive"),
         (RuntimeError("nobody foresaw"), "internal_error"),
         (KeyError("x"), "internal_error"),
     ],
@@ -75,7 +78,7 @@ def test_case_28_what_may_pass_is_retried_so_often_and_no_more(error: Exception,
         assert f"attempt {attempt} of 5" in dead.detail
 
 
-@pytest.mark.parametrize("error", [storage.PermissionDenied("p"), storage.Unavailable("u")])
+@pytest.mark.parametrize("error", [storage.PermissionDenied("p"), storage.Unavailable("u"), TargetGone("g")])
 def test_an_outage_of_a_store_is_waited_out_much_longer(error: Exception) -> None:
     for attempt in (1, POLICY.max_attempts, POLICY.max_outage_attempts - 1):
         assert isinstance(fate(error, attempt), Retry)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from backends.base import CHUNK_SIZE, Attributes, ObjectStat
 from backends.errors import NotFound, PermissionDenied, Unavailable
+from backends.guards import read_cache
 from backends.guards.cache_directory import CacheDirectory, Filling
 from backends.guards.read_cache import CacheOptions, ReadCache
 from backends.memory import MemoryBackend, MemoryOptions
@@ -85,6 +86,24 @@ async def test_other_content_under_the_key_is_seen_at_once(cache: ReadCache, sto
     await store.delete("k")
     with pytest.raises(NotFound):
         await read(cache, "k")
+
+
+async def test_case_101_objects_without_bytes_do_not_pile_up(
+    store: Troubled, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cost nothing of the budget."""
+    monkeypatch.setattr(read_cache, "_MOST", 3)
+    async with caching(store, directory) as cache:
+        for number in range(10):
+            await put(store, f"k{number}", b"" if number % 2 else b"x")
+            await read(cache, f"k{number}")
+            assert len(cache._entries) <= 3
+        opened = store.calls["open"]
+        await read(cache, "k9")
+        assert store.calls["open"] == opened, "the newest ones are kept"
+    monkeypatch.setattr(read_cache, "_MOST", 2)
+    async with caching(store, directory) as cache:
+        assert len(cache._entries) <= 2, "also of those that an earlier process left"
 
 
 async def test_readers_at_once_read_the_store_once(cache: ReadCache, store: Troubled) -> None:

@@ -12,6 +12,7 @@ from backends.file import FileBackend, FileOptions
 from handlers.plan import StagingSource
 from tests.conformance.ledgers import HOUR
 from tests.support.housekeeping import World, opened
+from worker import housekeeping
 from worker.housekeeping import Housekeeping, Place, Swept
 from worker.ledger.base import LedgerUnavailable
 from worker.ledger.sql import SqlLedger
@@ -176,6 +177,22 @@ async def test_bundles_that_keep_failing_do_not_hide_those_behind_them(world: Wo
     assert await world.staged() == []
     unbar(world, "a", "b", "c")
     assert await keeper.sweep_once() == Swept(staged=6)
+
+
+async def test_case_101_only_so_many_that_failed_are_remembered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "_PUT_OFF", 2)
+    bids = [f"b{number}" for number in range(9)]
+    await world.publish(*bids)
+    bar(world, *bids)
+    keeper = keeping(world)
+    for _ in range(9):
+        await keeper.sweep_once()
+        assert len(keeper._put_off) <= 4
+    unbar(world, *bids)
+    while await world.staged():
+        await keeper.sweep_once()
 
 
 @pytest.mark.parametrize("bids", [["a"], ["a", "b", "c"]], ids=["few", "more than a batch"])

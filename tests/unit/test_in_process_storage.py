@@ -1,11 +1,13 @@
 """A worker in the fetcher's own process: the OC Fetcher's storages, without what their code got wrong."""
 
 import asyncio
+import contextlib
 import gc
 import gzip
 import io
 import json
 import os
+import sqlite3
 import weakref
 import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -368,6 +370,36 @@ def _killing(place: str) -> object:
             raise Killed
 
     return failpoint
+
+
+async def test_case_101_bundles_published_long_ago_are_forgotten_where_that_is_wanted(
+    out: Path, state: Path
+) -> None:
+    days = 86_400.0
+    with pytest.raises(StorageOptionsError, match="keep_state is 1296000 seconds"):
+        FileStorage(out, keep_state=1 * days)
+    async with FileStorage(out) as storage:
+        for bid in ("test-old", "test-new", "test-open"):
+            bundle = await storage.start_bundle(BundleRef("u", bid=bid), "fr")
+            await bundle.add_resource(f"{URL}?{bid}", None, 200, stream(b"x"))
+            if bid != "test-open":
+                await bundle.complete({})
+    with contextlib.closing(sqlite3.connect(state / "ledger.db")) as ledger, ledger:
+        ledger.execute(
+            "UPDATE bundles SET published_at = published_at - 20 * 86400000 WHERE bid != 'test-new'"
+        )
+    async with FileStorage(out):
+        assert len(ledger_states(state)) == 3, "for ever, unless told"
+    async with FileStorage(out, keep_state=16 * days):
+        assert ledger_states(state) == {"test-new": "published", "test-open": "open"}
+
+
+async def test_case_101_recipes_do_not_pile_up(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own, "_REMEMBERED", 3)
+    for number in range(10):
+        await storage.start_bundle(BundleRef("u"), f"recipe-{number}")
+        assert len(storage._recovered) <= 3
+        assert f"recipe-{number}" in storage._recovered
 
 
 async def test_the_first_bundle_of_a_recipe_announces_what_was_left_too(out: Path, state: Path) -> None:

@@ -1,7 +1,7 @@
 """The manifest of a bundle as a stream: no more of it is in memory than a few of its lines."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from handlers.payload import Before
 from handlers.plan import BundleTarget
@@ -30,4 +30,20 @@ async def test_one_archive_of_many_entries_comes_in_many_pieces() -> None:
     pieces = [piece async for piece in manifest(bundle, PLACE, resources())]
     assert max(map(len, pieces)) < 1 << 19
     listed = json.loads(b"".join(pieces))["resources"]
-    assert [each["member"] for each in listed] == [f"{number}" for number in range(2_000)]
+    assert [each["member"] for each in listed] == sorted(f"{number}" for number in range(2_000))
+
+
+async def test_the_order_of_what_one_resource_became_is_no_databases() -> None:
+    """A collation of PostgreSQL has `a` before `B`, and SQLite has not."""
+    objects = [StoredObject("disk", f"b/x.zip/{name}", 1, "0" * 64) for name in ("B", "a", "ä", "Z-", "Za")]
+    bundle = BundleRecord(
+        "b", "r", "https://example.com/", "complete", 1, 1, False, {}, {}, (PLACE,), 0, 0, None
+    )
+
+    async def written(lying: Iterable[StoredObject]) -> bytes:
+        async def resources() -> AsyncIterator[StoredResource]:
+            yield StoredResource("r", "https://example.com/", None, 200, {}, "s", tuple(lying))
+
+        return b"".join([piece async for piece in manifest(bundle, PLACE, resources())])
+
+    assert await written(objects) == await written(reversed(objects))

@@ -113,6 +113,19 @@ async def test_a_store_that_does_not_know_the_checksum_takes_no_writes(choice: A
         assert store.uploads == {}
 
 
+async def test_a_store_whose_etags_are_no_md5s_takes_no_writes_with_md5() -> None:
+    """Each write would be done, found to be something else, and taken away again."""
+    async with strict_s3() as store:
+        store.tells_md5 = False
+        endpoint = LocalStackEndpoint(store.url)
+        with pytest.raises(Unsupported, match=r"ETags are no MD5s: .*checksums: md5"):
+            await S3Backend.connect(s3_options(endpoint, "bucket", checksums="md5"))
+        assert (store.uploads, store.buckets["bucket"]) == ({}, {})
+        backend = await S3Backend.connect(s3_options(endpoint, "bucket", checksums="when_required"))
+        assert (await backend.write("k", single(SMALL), NOTHING)).created
+        await backend.aclose()
+
+
 @both_sizes
 async def test_a_store_that_forgets_it_later_does_not_get_away_with_it(data: bytes) -> None:
     async with strict_backend(part_size=PART, checksums="crc32c") as (backend, store):

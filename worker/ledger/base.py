@@ -165,6 +165,10 @@ class Ledger(Protocol):
         """One bundle."""
         ...
 
+    async def bundle_at(self, target: str, key: str) -> BundleRecord | None:
+        """The bundle whose manifest or archive has that very key in that target."""
+        ...
+
     async def bundles(self, state: BundleState | None = None, limit: int = 100) -> Sequence[BundleRecord]:
         """The newest bundles, newest first."""
         ...

@@ -1,4 +1,4 @@
-"""The ledger as the index of what is stored: the read transaction behind `search`.
+"""The ledger as the index of what is stored: the read transactions behind `search` and `bundle_at`.
 
 Called by worker/ledger/sql.py only. The database narrows down, by equality, LIKE and ranges, which may let through too much:
 collations and LIKE differ between databases. What fits is decided here, by the patterns of routes.
@@ -13,9 +13,9 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Row, Select, Text, and_, cast, func, select, tuple_
 
 from handlers.routes import Match
-from worker.ledger.rows import before, bundle_targets, stored_object
+from worker.ledger.rows import before, bundle_record, bundle_targets, stored_object
 from worker.ledger.schema import bundles, objects, resources
-from worker.ledger.values import Found, Search, StoredObject, StoredResource
+from worker.ledger.values import BundleRecord, Found, Search, StoredObject, StoredResource
 
 After = tuple[int, str, str]
 """Where a page ended: time, bundle and resource of its last row."""
@@ -44,9 +44,20 @@ def page(conn: Connection, search: Search, after: After | None) -> tuple[Sequenc
     return found, last
 
 
+def bundle_at(conn: Connection, target: str, key: str) -> BundleRecord | None:
+    """The bundle whose manifest or archive has that key in that target."""
+    stored = _like(json.dumps(key), wild=False)
+    named = cast(bundles.c.targets, Text).like(f"%{stored}%", escape=_ESCAPE)
+    for row in conn.execute(select(bundles).where(named).order_by(bundles.c.bid)):
+        places = (place for place in bundle_targets(row.targets) if place.target == target)
+        if any(key in {place.manifest_key, place.archive_key or place.manifest_key} for place in places):
+            return bundle_record(row)
+    return None
+
+
 def _statement(search: Search, after: After | None, dialect: str) -> Select[Any]:
     statement = (
-        select(resources, bundles.c.recipe_id, bundles.c.targets)
+        select(resources, bundles.c.recipe_id)
         .join(bundles, bundles.c.bid == resources.c.bid)
         .where(*_conditions(search, dialect))
         .order_by(*(column.desc() for column in _ORDER))
@@ -74,24 +85,12 @@ def _conditions(search: Search, dialect: str) -> Iterator[ColumnElement[bool]]:
         yield resources.c.recorded_at >= search.since
     if search.until is not None:
         yield resources.c.recorded_at < search.until
-    for key in (search.manifest, search.archive):
-        if key is not None:
-            stored = _like(json.dumps(key), wild=False)
-            yield cast(bundles.c.targets, Text).like(f"%{stored}%", escape=_ESCAPE)
     if _asks_for_objects(search):
         yield _has_object(search, dialect)
 
 
 def _asks_for_objects(search: Search) -> bool:
-    return (
-        any(asked is not None for asked in (search.sha256, search.key))
-        # Of a manifest the target is that of the manifest, and so with an archive.
-        or (search.target is not None and not _asks_for_places(search))
-    )
-
-
-def _asks_for_places(search: Search) -> bool:
-    return search.manifest is not None or search.archive is not None
+    return any(asked is not None for asked in (search.sha256, search.key, search.target))
 
 
 def _has_object(search: Search, dialect: str) -> ColumnElement[bool]:
@@ -119,7 +118,6 @@ def _matcher(search: Search) -> Callable[[Row[Any]], bool]:
         "content_type": search.content_type,
     }
     match = Match({about: (pattern,) for about, pattern in asked.items() if pattern is not None})
-    of_target = _target_matcher(search)
 
     def fits(row: Row[Any]) -> bool:
         facts = {
@@ -128,15 +126,7 @@ def _matcher(search: Search) -> Callable[[Row[Any]], bool]:
             "url": row.url,
             "content_type": (row.content_type or "").partition(";")[0].strip().lower(),
         }
-        return match.fits(facts) and (
-            not _asks_for_places(search)
-            or any(
-                search.manifest in {None, place.manifest_key}
-                and search.archive in {None, place.archive_key}
-                and of_target.fits({"target": place.target})
-                for place in bundle_targets(row.targets)
-            )
-        )
+        return match.fits(facts)
 
     return fits
 

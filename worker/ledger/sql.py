@@ -152,6 +152,9 @@ class SqlLedger:
     async def bundle(self, bid: str) -> BundleRecord | None:
         return await self._database.read(lambda conn: queries.bundle(conn, bid))
 
+    async def bundle_at(self, target: str, key: str) -> BundleRecord | None:
+        return await self._database.read(lambda conn: searching.bundle_at(conn, target, key))
+
     async def bundles(self, state: BundleState | None = None, limit: int = 100) -> Sequence[BundleRecord]:
         return await self._database.read(lambda conn: queries.newest_bundles(conn, state, limit))
 

@@ -161,15 +161,11 @@ class Search:
     """A pattern of the media type, in lower case and without parameters; of an unknown one it is empty."""
     status_code: int | None = None
     target: str | None = None
-    """A pattern of where an object of it lies; with `manifest` or `archive`, of where that lies."""
+    """A pattern of where an object of it lies."""
     key: str | None = None
     """The very key of an object of it."""
     sha256: str | None = None
     """Of an object of it, in lower-case hex."""
-    manifest: str | None = None
-    """The very key of its bundle's manifest."""
-    archive: str | None = None
-    """The very key of its bundle's archive."""
     since: int | None = None
     """Recorded then or later: milliseconds since the epoch, by the database's clock."""
     until: int | None = None

@@ -18,6 +18,8 @@ from worker.storage.stream import BundleStream, Opening, bundle_ref_of, recipe_i
 
 _AT_ONCE = 8
 """Completions of an earlier run that are announced side by side."""
+_REMEMBERED = 10_000
+"""Recipes whose earlier completions were looked for; beyond that, they are looked for once more."""
 
 
 class OwnStorage:
@@ -94,6 +96,8 @@ class OwnStorage:
     async def _recover(self, recipe: Recipe | str, *, patient: bool) -> dict[str, Exception]:
         """Announce the recipe's pending completions; what went wrong, by bid."""
         recipe_id = recipe if isinstance(recipe, str) else recipe.recipe_id
+        if len(self._recovered) >= _REMEMBERED:
+            self._recovered.clear()
         self._recovered.add(recipe_id)
         try:
             parts = await self._keeper.parts()

@@ -19,6 +19,7 @@ from worker.pipeline import Pipeline
 from worker.publishers.base import Outlet
 from worker.relay import Relay
 from worker.settings_in_process import StorageOptionsError, Storing
+from worker.settings_process import HousekeepingSettings
 from worker.storage.workspace import workspace
 from worker.tracing import UNTRACED
 
@@ -58,6 +59,7 @@ async def open_parts(storing: Storing) -> AsyncGenerator[Parts, None]:
 
             await provision(settings)
         ledger = await stack.enter_async_context(bootstrap.open_ledger(settings, audit.worker()))
+        await _forget(ledger, settings.housekeeping)
         publisher = await stack.enter_async_context(bootstrap.open_publisher(settings))
         staging = await stack.enter_async_context(stores.open_staging(settings))
         targets = await stack.enter_async_context(stores.open_targets(settings, metrics.circuit))
@@ -82,6 +84,13 @@ async def open_parts(storing: Storing) -> AsyncGenerator[Parts, None]:
             relay=partial(bootstrap.make_relay, settings, ledger, measured, metrics, budget),
             claim_seconds=settings.relay.lease,
         )
+
+
+async def _forget(ledger: Ledger, settings: HousekeepingSettings) -> None:
+    """Drop what the ledger knows of bundles that were published long ago."""
+    keep = settings.keep_published
+    while keep is not None and (await ledger.retire(keep, settings.batch)).bundles == settings.batch:
+        continue
 
 
 def _nobody() -> None:

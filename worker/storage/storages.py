@@ -37,10 +37,16 @@ class FileStorage(OwnStorage):
     """`{output_dir}/bundle_{bid}/`: each resource, its `.meta` beside it, and `bundle.meta`.
 
     Completions call their hooks and are kept in the state, which lies in `{output_dir}/.transload` unless `state_dir` says where.
+    What the state knows of published bundles is forgotten after `keep_state` seconds, if that is given.
     """
 
     def __init__(
-        self, output_dir: str | Path, create_dirs: bool = True, *, state_dir: str | Path | None = None
+        self,
+        output_dir: str | Path,
+        create_dirs: bool = True,
+        *,
+        state_dir: str | Path | None = None,
+        keep_state: float | None = None,
     ) -> None:
         """Raises `StorageOptionsError` when the folder is not there and is not to be made."""
         root = Path(output_dir).absolute()
@@ -49,7 +55,11 @@ class FileStorage(OwnStorage):
         options = checked(BACKENDS.load("file").Options, {"root": root})
         home = root / ".transload" if state_dir is None else _below(state_dir, root.name, str(root))
         super().__init__(
-            Storing(home=home, target=checked(TargetSettings, {"name": TARGET, "options": options}))
+            Storing(
+                home=home,
+                target=checked(TargetSettings, {"name": TARGET, "options": options}),
+                keep_state=keep_state,
+            )
         )
         self.output_dir = str(output_dir)
 
@@ -78,7 +88,7 @@ class PipelineStorage(OwnStorage):
     """`{prefix}/bundles/{bid}/resources/` in a bucket, `metadata.json` beside it, and a notification on SQS for each bundle.
 
     A ledger on this machine holds what is not announced yet: below `state_dir`, by default in `~/.transload/in-process`. Where
-    that does not outlive the process, give a `state_dir` that does.
+    that does not outlive the process, give a `state_dir` that does. `keep_state` as with `FileStorage`.
     """
 
     def __init__(
@@ -91,6 +101,7 @@ class PipelineStorage(OwnStorage):
         *,
         bucket: str | None = None,
         state_dir: str | Path | None = None,
+        keep_state: float | None = None,
         max_retries: int = 3,
         retry_delay: float = 1.0,
         exponential_backoff: bool = True,
@@ -128,6 +139,7 @@ class PipelineStorage(OwnStorage):
             Storing(
                 home=_below(default_home(given) if state_dir is None else state_dir, self.bucket_name, place),
                 target=target,
+                keep_state=keep_state,
                 publisher=None if publisher is None else publisher.settings,
                 worker=_tries(max_retries, retry_delay, exponential_backoff),
                 cloudwatch=checked(
