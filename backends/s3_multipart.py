@@ -10,8 +10,9 @@ from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
+from backends.aws_refusals import on_object
 from backends.cancellation import to_the_end
-from backends.errors import Conflict, NotFound, StorageError, Unsupported
+from backends.errors import Conflict, NotFound, PermissionDenied, StorageError, Unsupported
 from backends.failpoints import failpoint
 from backends.s3_errors import request
 
@@ -69,6 +70,10 @@ class MultipartUpload:
         self.completing = False
         """The Complete call was sent: a failure from now on leaves open whether the object is there."""
 
+    def needs(self, action: str) -> str:
+        """The permission for a request of this upload."""
+        return on_object(action, self.where["Bucket"], self.where["Key"])
+
     async def run(self, parts: Parts) -> Mapping[str, Any]:
         """Upload the parts, create-only. Returns the answer of Complete.
 
@@ -91,7 +96,7 @@ class MultipartUpload:
             await self.run(_NoParts(declared))
 
     async def _create(self, declared: Mapping[str, Any]) -> Mapping[str, Any]:
-        async with request(f"begin the upload of {self.name}", self._seconds):
+        async with request(f"begin the upload of {self.name}", self._seconds, self.needs("PutObject")):
             failpoint("s3.create.before")
             answer: Mapping[str, Any] = await self.client.create_multipart_upload(
                 **self.where, **self._headers, **declared
@@ -120,7 +125,7 @@ class MultipartUpload:
         self.completing = True
         if not self._condition:
             await self._require_free()
-        async with request(f"complete the upload of {self.name}", self._seconds):
+        async with request(f"complete the upload of {self.name}", self._seconds, self.needs("PutObject")):
             failpoint("s3.complete.before")
             answer: Mapping[str, Any] = await self.client.complete_multipart_upload(
                 **self.where, MultipartUpload={"Parts": parts}, **self._condition, **closing
@@ -130,7 +135,7 @@ class MultipartUpload:
 
     async def _require_free(self) -> None:
         with suppress(NotFound):
-            async with request(f"look up {self.name}", self._seconds):
+            async with request(f"look up {self.name}", self._seconds, self.needs("GetObject")):
                 await self.client.head_object(Bucket=self.where["Bucket"], Key=self.where["Key"])
             raise Conflict(f"{self.name} is there already")
 
@@ -141,11 +146,15 @@ class MultipartUpload:
         except StorageError:
             return
         try:
-            async with request(f"abort the upload of {self.name}", self._seconds):
+            needs = self.needs("AbortMultipartUpload")
+            async with request(f"abort the upload of {self.name}", self._seconds, needs):
                 failpoint("s3.abort.before")
                 await self.client.abort_multipart_upload(**self.where)
                 failpoint("s3.abort.after")
         except StorageError as exc:
+            if isinstance(cause, _Enough) and isinstance(exc, PermissionDenied):
+                # A probe is all that anybody hears of this upload, and the next start would leave another one.
+                raise
             if not self.completing:
                 cause.add_note(f"{exc}; a sweep has to remove it")
 

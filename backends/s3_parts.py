@@ -127,7 +127,7 @@ class StreamedParts:
     async def _part(self, upload: MultipartUpload, number: int, body: bytes) -> Part:
         checksum = await asyncio.to_thread(self._proof.sent, number, body)
         seconds = self._seconds * max(1.0, len(body) / self._part_size)
-        async with request(f"write part {number} of {upload.name}", seconds):
+        async with request(f"write part {number} of {upload.name}", seconds, upload.needs("PutObject")):
             failpoint("s3.part.before")
             answer = await upload.client.upload_part(**upload.where, PartNumber=number, Body=body, **checksum)
             failpoint("s3.part.after")
