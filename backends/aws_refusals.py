@@ -8,7 +8,7 @@ import re
 from typing import Final
 
 _SAID: Final = re.compile(
-    r"is not authorized to perform: (?P<action>[a-z0-9-]{1,40}:[A-Za-z0-9]{1,80}) on resource: \"?(?P<resource>arn:[!-~]{1,1200})"
+    r"is not authorized to perform: (?P<action>[a-z0-9-]{1,40}:[A-Za-z0-9]{1,80}) on resource: (?:\"|&quot;)?(?P<resource>arn:[!-~]{1,1200})"
 )
 """https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html"""
 

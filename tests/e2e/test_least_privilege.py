@@ -19,7 +19,9 @@ def _each_action() -> Iterator[tuple[str, str, str]]:
             yield name, sid, action
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if job.costly else name for name, job in JOBS.items()]
+)
 async def test_case_110_a_policy_is_enough_and_no_more(
     name: str, localstack: LocalStackEndpoint, tmp_path: Path
 ) -> None:

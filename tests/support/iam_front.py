@@ -2,7 +2,7 @@
 
 A caller is known by its access key. What its policies do not permit is refused in the words of the service asked, and
 whatever else AWS makes of permissions is done here: a missing object is `404` for those only who may list the bucket
-(https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html), and S3 and SQS ask KMS in the caller's name. S3's own
+(https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html), and S3, SQS and Secrets Manager ask KMS in the caller's name. S3's own
 refusals say no more than `Access Denied`, as they do to callers of another account; those of the other services name the action.
 
 Signatures are not verified.
@@ -39,7 +39,7 @@ class IamFront:
     policies: dict[str, Policy] = field(default_factory=dict)
     """By access key. Nobody else may do anything."""
     keys: dict[str, str] = field(default_factory=dict)
-    """The KMS key that a bucket or queue is encrypted with: both by their ARNs."""
+    """The KMS key that a bucket, queue or secret is encrypted with: all by their ARNs."""
     asked: list[tuple[str, Ask]] = field(default_factory=list)
     """Everything that was needed so far, and whose request it was."""
     denied: list[Ask] = field(default_factory=list)

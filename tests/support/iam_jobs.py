@@ -6,10 +6,12 @@ before, as somebody who may do everything. Used by tests/e2e/test_least_privileg
 
 import asyncio
 import base64
+import json
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -17,10 +19,10 @@ from prometheus_client import CollectorRegistry, Counter
 from structlog.testing import capture_logs
 
 from backends.base import Attributes, Promise, single
-from backends.errors import StorageError
 from backends.s3 import S3Backend
 from backends.s3_client import S3Options
 from handlers.transforms.key_ring import KeyOptions, KeyRingOptions, KmsOptions, load_ring
+from tests.support.iam_front import ACCOUNT
 from tests.support.iam_world import (
     ADMIN,
     LARGE,
@@ -40,16 +42,18 @@ from worker.provision.run import planned
 from worker.publishers.base import Notification
 from worker.settings_process import CloudWatchSettings
 
-Step_ = Callable[[World], Awaitable[None]]
+Work = Callable[[World], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One policy's."""
 
-    do: Step_
-    prepare: Step_
+    do: Work
+    prepare: Work
     beside: tuple[str, ...] = ()
+    costly: bool = False
+    """Takes a second of computing and more, and shows little that the others do not."""
 
 
 async def _nothing(_: World) -> None:
@@ -63,8 +67,10 @@ async def _made(world: World) -> None:
 async def _published(world: World) -> None:
     """A bundle is stored and announced."""
     await world.make()
-    await world.stage(b"small", b"another")
-    await world.work(world.settings(world.content(ADMIN)))
+    await world.stage(b"small")
+    content = world.content(ADMIN)
+    del content["targets"]["copies"], content["targets"]["lake"]["archive"]
+    await world.work(world.settings(content))
 
 
 async def _buried(world: World) -> None:
@@ -83,18 +89,25 @@ async def _with_key(world: World) -> None:
     for bucket in ("staging", "lake"):
         world.front.keys[f"arn:aws:s3:::{world.name(bucket)}"] = world.kms_arn
     for queue in ("resources", "dead", "completions"):
-        world.front.keys[f"arn:aws:sqs:{world.endpoint.region}:000000000000:{world.name(queue)}"] = (
-            world.kms_arn
-        )
+        world.front.keys[f"arn:aws:sqs:{world.endpoint.region}:{ACCOUNT}:{world.name(queue)}"] = world.kms_arn
 
 
 async def _worker(world: World) -> None:
     """Small and large payloads, streamed and copied; a message that is retried and one that dies; archive, manifest; a sweep."""
     content = world.content("worker", publisher=ADMIN)
     await world.stage(b"small", LARGE)
-    await world.sqs.send_message(QueueUrl=world.url("resources"), MessageBody="no message")
+    missing = {
+        "type": "resource.fetched",
+        "version": 1,
+        "id": world.run,
+        "bundle": {"bid": "test-missing", "recipe_id": "fr", "primary_url": "https://example.org/"},
+        "resource": {"url": "https://example.org/missing"},
+        "payload": {"location": f"s3://{world.name('staging')}/{STAGING_PREFIX}/missing"},
+    }
+    for body in ("no message", json.dumps(missing)):
+        await world.sqs.send_message(QueueUrl=world.url("resources"), MessageBody=body)
     await world.work(world.settings(content))
-    if (await world.depth("completions"), await world.depth("dead")) != (1, 1):
+    if (await world.depth("completions"), await world.depth("dead")) != (1, 2):
         raise JobFailed("the worker has not done its work")
     # A queue whose dead letters are named by URL is looked up by it, not by its redrive policy.
     content["queue"]["dead_letter_queue_url"] = world.url("dead")
@@ -235,7 +248,6 @@ async def _provision(world: World) -> None:
 
 
 async def _provisioned(world: World) -> None:
-    world.front.policies["provision"] = world.front.policies[ADMIN]
     await _steps(world, _provisioning(world, ADMIN), change=True)
     await world.sqs.set_queue_attributes(QueueUrl=world.url("dead"), Attributes={"RedriveAllowPolicy": ""})
 
@@ -310,6 +322,21 @@ async def _kms_keys(world: World) -> None:
     await load_ring(KeyRingOptions(keys={"k1": key}, primary="k1", kms=asked))
 
 
+async def _secret(world: World) -> None:
+    """A secret, encrypted with a key of KMS."""
+    await _with_key(world)
+    async with s3_client(world.endpoint, "secretsmanager") as manager:
+        await manager.create_secret(Name=world.name("secret"), SecretString="hush")
+    arn = f"arn:aws:secretsmanager:{world.endpoint.region}:{ACCOUNT}:secret:{world.name('secret')}-AbCdEf"
+    world.front.keys[arn] = world.kms_arn
+
+
+async def _secrets_as(identity: str, world: World) -> None:
+    endpoint = LocalStackEndpoint(world.front.url, world.endpoint.region, identity, "secret")
+    async with s3_client(endpoint, "secretsmanager") as manager:
+        await manager.get_secret_value(SecretId=world.name("secret"))
+
+
 async def _cloudwatch(world: World) -> None:
     registry = CollectorRegistry()
     Counter("transload_jobs", "Jobs.", registry=registry).inc()
@@ -341,15 +368,17 @@ JOBS: Final[Mapping[str, Job]] = MappingProxyType(
         "publish": Job(_publish, _made),
         "keda": Job(_keda, _made),
         "read": Job(_read, _published),
-        "dead-letters": Job(_dead_letters, _buried),
+        "dead-letters": Job(_dead_letters, _buried, costly=True),
         "provision": Job(_provision, _nothing),
         "provision-check": Job(_provision_check, _provisioned),
-        "delete-staged": Job(_delete_staged, _published, beside=("worker",)),
-        "delete-stored": Job(_delete_stored, _published, beside=("read",)),
+        "delete-staged": Job(_delete_staged, _published, beside=("worker",), costly=True),
+        "delete-stored": Job(_delete_stored, _published, beside=("read",), costly=True),
         "start-probe": Job(_start_probe, _made, beside=("worker",)),
         "kms-s3": Job(_kms_s3, _with_key, beside=("worker",)),
         "kms-sqs": Job(_kms_sqs, _with_key, beside=("worker",)),
         "kms-keys": Job(_kms_keys, _with_key),
+        "secrets": Job(partial(_secrets_as, "secrets"), _secret, beside=("kms-secrets",)),
+        "kms-secrets": Job(partial(_secrets_as, "kms-secrets"), _secret, beside=("secrets",)),
         "cloudwatch": Job(_cloudwatch, _nothing),
         "assume-role": Job(_assume_role, _made),
     }

@@ -6,7 +6,7 @@ policies of one account. Everything a document may say and that is not understoo
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -79,7 +79,7 @@ def policy(name: str, values: Mapping[str, str]) -> Policy:
     """The file of that name, its placeholders replaced by `values`."""
     text = (FOLDER / f"{name}.json").read_text(encoding="utf-8")
     for placeholder in sorted(values, key=len, reverse=True):
-        text = re.sub(rf"(?<![A-Z-]){placeholder}(?![A-Z-])", values[placeholder], text)
+        text = re.sub(rf"(?<![A-Z])(?<![A-Z]-){placeholder}(?!-?[A-Z])", values[placeholder], text)
     document = json.loads(text)
     if document.keys() != {"Version", "Statement"} or document["Version"] != "2012-10-17":
         raise ValueError(f"{name}: not a policy of today")
@@ -125,7 +125,7 @@ def _like(pattern: str, value: str) -> bool:
     return re.fullmatch("".join(parts), value, re.DOTALL) is not None
 
 
-_OPERATORS: Final = MappingProxyType(
+_OPERATORS: Final[Mapping[str, Callable[[str | None, tuple[str, ...]], bool]]] = MappingProxyType(
     {
         "Bool": lambda found, values: found in values,
         "Null": lambda found, values: str(found is None).lower() in values,

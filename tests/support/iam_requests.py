@@ -49,6 +49,8 @@ _MORE_THAN_PUT: Final = (
     "x-amz-object-lock",
 )
 """Headers of a write that need further actions (PutObjectAcl, PutObjectTagging, PutObjectRetention); Transload sends none."""
+_OF_UPLOADS: Final = frozenset({"uploads", "uploadId", "partNumber"})
+"""What a request about an object may have in its query; everything else is another action."""
 _BY_NAME: Final = frozenset({"CreateQueue", "GetQueueUrl"})
 """Requests to SQS that name a queue, where the others have its URL."""
 
@@ -104,7 +106,7 @@ class Request:
 
 
 def asks_of(request: Request, account: str, keys: Mapping[str, str]) -> list[Ask]:
-    """All that it needs. `keys`: the KMS key that each bucket or queue is encrypted with, both by their ARNs."""
+    """All that it needs. `keys`: the KMS key that each bucket, queue or secret is encrypted with, all by their ARNs."""
     if request.service == "s3":
         return _encrypted(request, _of_s3(request, account), keys)
     if request.service == "sqs":
@@ -118,7 +120,7 @@ def asks_of(request: Request, account: str, keys: Mapping[str, str]) -> list[Ask
                 {"cloudwatch:namespace": request.json["Namespace"]},
             )
         ]
-    return [Ask(f"{request.service}:{request.operation}", resource)]
+    return _encrypted(request, [Ask(f"{request.service}:{request.operation}", resource)], keys)
 
 
 def list_bucket(bucket: str) -> Ask:
@@ -157,6 +159,8 @@ def _of_s3(request: Request, account: str) -> list[Ask]:
 
 
 def _on_object(request: Request) -> list[str]:
+    if other := set(request.query) - _OF_UPLOADS:
+        raise UnknownRequest(f"{request.method} {request.path} {sorted(other)}")
     of_upload = "uploadId" in request.query
     match request.method, of_upload, "uploads" in request.query:
         case (("GET" | "HEAD"), False, False):
@@ -171,7 +175,7 @@ def _on_object(request: Request) -> list[str]:
             return ["AbortMultipartUpload"]
         case "GET", True, False:
             return ["ListMultipartUploadParts"]
-        case "DELETE", False, False if "versionId" not in request.query:
+        case "DELETE", False, False:
             # https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-delete-enforce.html
             return ["DeleteObject", "GetObject"] if "if-match" in request.headers else ["DeleteObject"]
     raise UnknownRequest(f"{request.method} {request.path} {dict(request.query)}")
@@ -239,7 +243,7 @@ def _of_key(request: Request, action: str) -> tuple[str, ...]:
             return ("Decrypt",)
         case "sqs:SendMessage":
             return ("GenerateDataKey", "Decrypt")
-        case "sqs:ReceiveMessage":
+        case "sqs:ReceiveMessage" | "secretsmanager:GetSecretValue":
             return ("Decrypt",)
     return ()
 

@@ -6,7 +6,7 @@ Used by tests/support/iam_jobs.py and the tests of docs/iam.
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,8 +69,9 @@ class World:
             "S3-KEY": self.kms_key,
             "SQS-KEY": self.kms_key,
             "WRAPPING-KEY": self.kms_key,
+            "SECRETS-KEY": self.kms_key,
             "ROLE": "storing",
-            "SECRET": "ledger-url",
+            "SECRET": self.name("secret"),
         }
 
     @property
@@ -190,10 +191,7 @@ async def iam_world(endpoint: LocalStackEndpoint, folder: Path) -> AsyncIterator
     """A world in which only `ADMIN` may do anything yet, and nothing is made."""
     async with AsyncExitStack() as stack:
         front = await stack.enter_async_context(iam_front(endpoint.endpoint_url))
-        front.policies[ADMIN] = (Statement("Everything", True, ("*",), ("*",)),)  # noqa: FBT003 - it allows
+        front.policies[ADMIN] = (Statement("Everything", True, ("*",), ("*",)),)
         s3 = await stack.enter_async_context(s3_client(endpoint))
         sqs = await stack.enter_async_context(s3_client(endpoint, "sqs"))
         yield World(endpoint, front, folder, s3, sqs)
-
-
-Prepare = Callable[[World], Any]
