@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 
 from obstore.store import S3Store
 
+from backends.aws_refusals import on_object
 from backends.base import (
     Attributes,
     BackendOptions,
@@ -119,7 +120,7 @@ class S3Backend:
     async def open(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """A read that loses its connection goes on from where it was, as long as the object is the same one."""
         _check(key)
-        async with opened(self._store, key, f"{self.location}{key}", self._options.request_timeout) as chunks:
+        async with opened(self._store, self.bucket, key, self._options.request_timeout) as chunks:
             yield chunks
 
     async def write(self, key: str, chunks: AsyncIterator[bytes], attributes: Attributes) -> Receipt:
@@ -183,7 +184,8 @@ class S3Backend:
         if not conditional and (there := await self._bucket.equal(key, source.size, source.sha256)):
             return there
         try:
-            async with self._bucket.request(f"write {self.location}{key}"):
+            needs = on_object("PutObject", self.bucket, key)
+            async with self._bucket.request(f"write {self.location}{key}", needs):
                 answer = await self._single.send(key, body, attributes, proof, conditional=conditional)
         except Conflict as exc:
             there = await self._bucket.equal(key, source.size, source.sha256)
@@ -218,7 +220,8 @@ class S3Backend:
 
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectStat]:
         """A request per 1,000 objects; neither content type nor metadata."""
-        async for page in self._bucket.pages("list_objects_v2", f"list {self.location}{prefix}", prefix):
+        doing = f"list {self.location}{prefix}"
+        async for page in self._bucket.pages("list_objects_v2", doing, prefix, "ListBucket"):
             for entry in page.get("Contents", ()):
                 yield ObjectStat(entry["Key"], entry["Size"], etag_of(entry.get("ETag")))
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from obstore.store import S3Store
 
+from backends.aws_refusals import on_bucket, on_object
 from backends.base import Receipt
-from backends.errors import Conflict, NotFound, PermissionDenied, StorageError
+from backends.errors import Conflict, NotFound, StorageError
 from backends.failpoints import failpoint
 from backends.s3_client import S3Options
 from backends.s3_errors import request
@@ -29,14 +30,16 @@ class Bucket:
         self.name = options.bucket
         self.location = location_of(options)
 
-    def request(self, doing: str) -> AbstractAsyncContextManager[None]:
-        """Runs one request: within its deadline, its errors as those of this room."""
-        return request(doing, self._options.request_timeout)
+    def request(self, doing: str, needs: str) -> AbstractAsyncContextManager[None]:
+        """Runs one request: within its deadline, its errors as those of this room. `needs` is the permission for it."""
+        return request(doing, self._options.request_timeout, needs)
 
     async def head(self, key: str, *, bucket: str | None = None, **asked: str) -> Mapping[str, Any]:
         """What the store tells of an object, of another bucket where one is named. Raises `NotFound`."""
         where = self.name if bucket is None else bucket
-        async with self.request(f"look up s3://{where}/{key}"):
+        # Of what is missing S3 says so only to those who may list.
+        needs = f"{on_object('GetObject', where, key)}, and {on_bucket('ListBucket', where)}"
+        async with self.request(f"look up s3://{where}/{key}", needs):
             answer: Mapping[str, Any] = await self._client.head_object(Bucket=where, Key=key, **asked)
         return answer
 
@@ -50,7 +53,7 @@ class Bucket:
             there = await self.head(key, ChecksumMode="ENABLED")
             same = there["ContentLength"] == size and (
                 there.get("ChecksumSHA256") in _sums(sha256)
-                or await sha256_of(self._store, key, name, self._options.request_timeout) == sha256
+                or await sha256_of(self._store, self.name, key, self._options.request_timeout) == sha256
             )
         except NotFound:
             return None
@@ -60,11 +63,13 @@ class Bucket:
             )
         return Receipt(key, size, sha256, etag_of(there.get("ETag")), created=False)
 
-    async def pages(self, operation: str, doing: str, prefix: str) -> AsyncIterator[Mapping[str, Any]]:
-        """All answers of a listing operation, up to 1,000 entries each."""
+    async def pages(
+        self, operation: str, doing: str, prefix: str, needs: str
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        """All answers of a listing operation, up to 1,000 entries each. `needs` is its action."""
         pages = aiter(self._client.get_paginator(operation).paginate(Bucket=self.name, Prefix=prefix))
         while True:
-            async with self.request(doing):
+            async with self.request(doing, on_bucket(needs, self.name)):
                 page = await anext(pages, None)
             if page is None:
                 return
@@ -72,14 +77,15 @@ class Bucket:
 
     async def delete(self, key: str) -> None:
         """S3 answers the same whether the object was there or not."""
-        async with self.request(f"delete {self.location}{key}"):
+        async with self.request(f"delete {self.location}{key}", on_object("DeleteObject", self.name, key)):
             failpoint("s3.delete.before")
             await self._client.delete_object(Bucket=self.name, Key=key)
             failpoint("s3.delete.after")
 
     async def remove(self, key: str, etag: str) -> None:
         """Delete what was just written, unless it is something else by now."""
-        async with self.request(f"delete {self.location}{key}"):
+        needs = on_object("DeleteObject (and s3:GetObject)", self.name, key)
+        async with self.request(f"delete {self.location}{key}", needs):
             failpoint("s3.undo.before")
             await self._client.delete_object(Bucket=self.name, Key=key, IfMatch=etag)
             failpoint("s3.undo.after")
@@ -88,7 +94,8 @@ class Bucket:
         """Abort the multipart uploads that were begun at least `older_than` seconds ago; how many."""
         limit = datetime.now(UTC) - timedelta(seconds=older_than)
         count = 0
-        async for page in self.pages("list_multipart_uploads", f"sweep {self.location}{prefix}", prefix):
+        doing, needs = f"sweep {self.location}{prefix}", "ListBucketMultipartUploads"
+        async for page in self.pages("list_multipart_uploads", doing, prefix, needs):
             for upload in page.get("Uploads", ()):
                 if upload["Initiated"] <= limit:
                     count += await self._abort(upload["Key"], upload["UploadId"])
@@ -97,7 +104,8 @@ class Bucket:
     async def _abort(self, key: str, upload_id: str) -> bool:
         """False when its writer, or another sweep, has ended it meanwhile."""
         try:
-            async with self.request(f"abort an upload of {self.location}{key}"):
+            needs = on_object("AbortMultipartUpload", self.name, key)
+            async with self.request(f"abort an upload of {self.location}{key}", needs):
                 failpoint("s3.sweep.before")
                 await self._client.abort_multipart_upload(Bucket=self.name, Key=key, UploadId=upload_id)
                 failpoint("s3.sweep.after")
@@ -108,14 +116,12 @@ class Bucket:
     async def health(self) -> None:
         """HeadBucket: the endpoint answers, the bucket exists, the credentials may list it."""
         try:
-            async with self.request(f"open bucket {self.name}"):
+            async with self.request(f"open bucket {self.name}", on_bucket("ListBucket", self.name)):
                 answer = await self._client.head_bucket(Bucket=self.name)
         except NotFound as exc:
             raise NotFound(
                 f"bucket {self.name} does not exist; create it with: transload provision, or aws s3api create-bucket --bucket {self.name}"
             ) from exc
-        except PermissionDenied as exc:
-            raise PermissionDenied(f"{exc}; the credentials need s3:ListBucket on {self.name}") from exc
         region = answer.get("BucketRegion")
         if not self._options.endpoint_url and region and region != self._client.meta.region_name:
             raise StorageError(f"bucket {self.name} lies in {region}; configure region: {region}")

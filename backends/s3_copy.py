@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from backends.aws_refusals import on_object
 from backends.base import Promise
 from backends.checksums import Algorithm, require_shown
 from backends.errors import Conflict, IntegrityError, NotFound, Unavailable, Unsupported
@@ -141,7 +142,11 @@ class CopiedParts:
         original = self._original
         ranged = {"CopySourceRange": span} if self._several else {}
         try:
-            async with request(f"copy {original.name} into part {number} of {upload.name}", self._seconds):
+            needs = (
+                f"{on_object('GetObject', original.bucket, original.key)}, and {upload.needs('PutObject')}"
+            )
+            doing = f"copy {original.name} into part {number} of {upload.name}"
+            async with request(doing, self._seconds, needs):
                 failpoint("s3.copy.before")
                 answer = await upload.client.upload_part_copy(
                     **upload.where,

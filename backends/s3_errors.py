@@ -27,6 +27,8 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
+from backends.aws_refusals import said_missing
+from backends.aws_session import RoleNotAssumed
 from backends.errors import (
     Conflict,
     IntegrityError,
@@ -60,6 +62,8 @@ _BY_CODE: Mapping[str, type[StorageError]] = MappingProxyType(
         "NotImplemented": Unsupported,
     }
 )
+_BY_PERMISSION = frozenset({"", "AccessDenied"})
+"""Codes that tell of a missing permission, with HTTP 403: others tell of the credentials themselves. A HEAD is answered without."""
 _BY_TYPE: tuple[tuple[type[Exception], type[StorageError]], ...] = (
     (NoCredentialsError, PermissionDenied),
     (PartialCredentialsError, PermissionDenied),
@@ -78,30 +82,35 @@ _BY_STATUS: Mapping[int, type[StorageError]] = MappingProxyType(
 
 
 @asynccontextmanager
-async def request(doing: str, seconds: float) -> AsyncIterator[None]:
+async def request(doing: str, seconds: float, needs: str = "") -> AsyncIterator[None]:
     """As `translated`, for an SDK call that may take `seconds` in all, whatever drips in meanwhile."""
-    with translated(doing):
+    with translated(doing, needs):
         async with asyncio.timeout(seconds):
             yield
 
 
 @contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Run one SDK call. `doing` says what and where: `write s3://bucket/key`."""
+def translated(doing: str, needs: str = "") -> Iterator[None]:
+    """Run one SDK call. `doing` says what and where: `write s3://bucket/key`; `needs` is the permission for it."""
     try:
         yield
     except SDK_ERRORS as exc:
-        raise _translate(exc, doing) from exc
+        raise _translate(exc, doing, needs) from exc
 
 
-def _translate(exc: Exception, doing: str) -> StorageError:
+def _translate(exc: Exception, doing: str, needs: str) -> StorageError:
     status, code = _answer(exc)
     said = f"S3 could not {doing}: {code or type(exc).__name__}" + (f" (HTTP {status})" if status else "")
+    if isinstance(exc, RoleNotAssumed):
+        # Its words are our own.
+        said = f"{said}: {exc}"
     by_type = next((kind for sdk, kind in _BY_TYPE if isinstance(exc, sdk)), None)
     # Every trouble with a key is mended where keys and policies are kept, some of it comes as HTTP 400:
     # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html#KMSErrorCodeList
     by_key = PermissionDenied if code.startswith("KMS.") else None
     kind = _BY_CODE.get(code) or by_key or by_type or _BY_STATUS.get(status, Unavailable)
+    if status == 403 and code in _BY_PERMISSION and (missing := said_missing(str(exc)) or needs):
+        return kind(f"{said}; the credentials need {missing}")
     return kind(said)
 
 

@@ -10,8 +10,9 @@ from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
+from backends.aws_refusals import on_object
 from backends.cancellation import to_the_end
-from backends.errors import Conflict, NotFound, StorageError, Unsupported
+from backends.errors import Conflict, NotFound, PermissionDenied, StorageError, Unsupported
 from backends.failpoints import failpoint
 from backends.s3_checksums import Proof
 from backends.s3_errors import request
@@ -70,6 +71,10 @@ class MultipartUpload:
         self.completing = False
         """The Complete call was sent: a failure from now on leaves open whether the object is there."""
 
+    def needs(self, action: str) -> str:
+        """The permission for a request of this upload."""
+        return on_object(action, self.where["Bucket"], self.where["Key"])
+
     async def run(self, parts: Parts) -> Mapping[str, Any]:
         """Upload the parts, create-only. Returns the answer of Complete.
 
@@ -98,7 +103,9 @@ class MultipartUpload:
         self, number: int, body: bytes, checksum: Mapping[str, str], *, times: float = 1.0
     ) -> Mapping[str, Any]:
         """One part, in `times` the time that a request may take; what the store answers."""
-        async with request(f"write part {number} of {self.name}", self._seconds * times):
+        async with request(
+            f"write part {number} of {self.name}", self._seconds * times, self.needs("PutObject")
+        ):
             failpoint("s3.part.before")
             answer: Mapping[str, Any] = await self.client.upload_part(
                 **self.where, PartNumber=number, Body=body, **checksum
@@ -107,7 +114,7 @@ class MultipartUpload:
         return answer
 
     async def _create(self, declared: Mapping[str, Any]) -> Mapping[str, Any]:
-        async with request(f"begin the upload of {self.name}", self._seconds):
+        async with request(f"begin the upload of {self.name}", self._seconds, self.needs("PutObject")):
             failpoint("s3.create.before")
             answer: Mapping[str, Any] = await self.client.create_multipart_upload(
                 **self.where, **self._headers, **declared
@@ -136,7 +143,7 @@ class MultipartUpload:
         self.completing = True
         if not self._condition:
             await self._require_free()
-        async with request(f"complete the upload of {self.name}", self._seconds):
+        async with request(f"complete the upload of {self.name}", self._seconds, self.needs("PutObject")):
             failpoint("s3.complete.before")
             answer: Mapping[str, Any] = await self.client.complete_multipart_upload(
                 **self.where, MultipartUpload={"Parts": parts}, **self._condition, **closing
@@ -146,7 +153,7 @@ class MultipartUpload:
 
     async def _require_free(self) -> None:
         with suppress(NotFound):
-            async with request(f"look up {self.name}", self._seconds):
+            async with request(f"look up {self.name}", self._seconds, self.needs("GetObject")):
                 await self.client.head_object(Bucket=self.where["Bucket"], Key=self.where["Key"])
             raise Conflict(f"{self.name} is there already")
 
@@ -157,11 +164,15 @@ class MultipartUpload:
         except StorageError:
             return
         try:
-            async with request(f"abort the upload of {self.name}", self._seconds):
+            needs = self.needs("AbortMultipartUpload")
+            async with request(f"abort the upload of {self.name}", self._seconds, needs):
                 failpoint("s3.abort.before")
                 await self.client.abort_multipart_upload(**self.where)
                 failpoint("s3.abort.after")
         except StorageError as exc:
+            if isinstance(cause, _Enough) and isinstance(exc, PermissionDenied):
+                # A probe is all that anybody hears of this upload, and the next start would leave another one.
+                raise
             if not self.completing:
                 cause.add_note(f"{exc}; a sweep has to remove it")
 

@@ -11,25 +11,31 @@ from typing import Any
 import obstore
 from obstore.store import S3Store
 
+from backends.aws_refusals import on_bucket, on_object
 from backends.base import CHUNK_SIZE
 from backends.errors import Conflict, Unavailable
 from backends.s3_errors import request
 
 
 @asynccontextmanager
-async def opened(store: S3Store, key: str, name: str, seconds: float) -> AsyncIterator[AsyncIterator[bytes]]:
-    """The object's chunks, each within `seconds`. `name` is what errors call it."""
-    async with request(f"read {name}", seconds):
+async def opened(
+    store: S3Store, bucket: str, key: str, seconds: float
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The object's chunks, each within `seconds`. `bucket` is that of `store`."""
+    name = f"s3://{bucket}/{key}"
+    # Of what is missing S3 says so only to those who may list.
+    needs = f"{on_object('GetObject', bucket, key)}, and {on_bucket('ListBucket', bucket)}"
+    async with request(f"read {name}", seconds, needs):
         result = await obstore.get_async(store, key)
     stream = result.stream(min_chunk_size=CHUNK_SIZE // 2)
     async with aclosing(_chunks(stream, result.meta["size"], name, seconds)) as chunks:
         yield chunks
 
 
-async def sha256_of(store: S3Store, key: str, name: str, seconds: float) -> str:
+async def sha256_of(store: S3Store, bucket: str, key: str, seconds: float) -> str:
     """The SHA-256 in hex, of the bytes as they are read."""
     digest = hashlib.sha256()
-    async with opened(store, key, name, seconds) as chunks:
+    async with opened(store, bucket, key, seconds) as chunks:
         async for chunk in chunks:
             digest.update(chunk)
     return digest.hexdigest()

@@ -29,6 +29,7 @@ from botocore.parsers import ResponseParserError
 from pydantic import Field
 
 from backends.aws_options import AwsOptions
+from backends.aws_refusals import said_missing
 from backends.aws_session import open_session
 
 SDK_ERRORS = (ClientError, BotoCoreError, ResponseParserError, OSError, asyncio.TimeoutError)
@@ -132,6 +133,18 @@ def classify(exc: BaseException) -> Trouble:
     if isinstance(exc, ParamValidationError):
         return Trouble.REFUSED
     return Trouble.UNAVAILABLE
+
+
+def denial_of(exc: BaseException, where: str) -> str:
+    """What somebody has to do about a call to SQS that is denied. `where`: the queue it was about."""
+    missing = said_missing(str(exc))
+    if missing is None and isinstance(exc, ClientError):
+        # A batch has no permission of its own:
+        # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-api-permissions-reference.html
+        missing = f"sqs:{exc.operation_name.removesuffix('Batch')} on {where}"
+    if missing is None:
+        return "look at the credentials"
+    return f"the credentials need {missing}; look at them, and at the policies of role and queue"
 
 
 def classify_code(code: str, status: int) -> Trouble:

@@ -260,16 +260,18 @@ class Look:
     async def give_back(self) -> None:
         """Make everything visible again that was not settled. What cannot be returns when its lease passes."""
         held = [each for each in self._held.values() if each.held and not each.settling]
-        failed = 0
+        failed: list[QueueError] = []
         for start in range(0, len(held), _GIVEN_BACK_AT_ONCE):
             some = held[start : start + _GIVEN_BACK_AT_ONCE]
             answers = await asyncio.gather(
                 *(delivery.settle(Retry(0)) for delivery in some), return_exceptions=True
             )
-            failed += sum(isinstance(answer, QueueError) for answer in answers)
+            failed += [answer for answer in answers if isinstance(answer, QueueError)]
         if failed:
             structlog.get_logger("dead_letters").warning(
-                "not given back; they return when their lease passes", letters=failed
+                "not given back; they return when their lease passes",
+                letters=len(failed),
+                error=str(failed[0]),
             )
 
 

@@ -12,6 +12,7 @@ from worker.aws import (
     Trouble,
     classify,
     classify_code,
+    denial_of,
     fifo_token,
     objection,
     open_client,
@@ -151,6 +152,6 @@ def _translate(exc: BaseException, url: str) -> PublishError:
         return PublishRefused(f"{url}: {trouble.value} ({exc})")
     hint = {
         Trouble.MISSING: "; create it, or correct queue_url and region",
-        Trouble.DENIED: "; look at the credentials and the policies of role and queue",
+        Trouble.DENIED: f"; {denial_of(exc, url)}",
     }.get(trouble, "")
     return _Down(f"{url}: {trouble.value} ({exc}){hint}")

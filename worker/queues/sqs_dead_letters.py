@@ -10,12 +10,23 @@ from typing import Any, cast
 
 import structlog
 
-from worker.aws import ATTRIBUTES, SDK_ERRORS, SMALLEST_LIMIT, Trouble, classify, queue_facts, readable, size
+from worker.aws import (
+    ATTRIBUTES,
+    SDK_ERRORS,
+    SMALLEST_LIMIT,
+    Trouble,
+    classify,
+    denial_of,
+    queue_facts,
+    readable,
+    size,
+)
 from worker.queues.base import (
     ATTEMPTS_ATTRIBUTE,
     DETAIL_ATTRIBUTE,
     OBITUARY,
     REDRIVES_ATTRIBUTE,
+    QueueDenied,
     QueueMissing,
 )
 
@@ -40,7 +51,7 @@ async def locate(
 ) -> DeadLetters:
     """Find the dead-letter queue, see that it is there, and warn of settings that lose letters or their reasons.
 
-    `facts` are the attributes of the queue itself. Raises `QueueMissing`, or one of `SDK_ERRORS`.
+    `facts` are the attributes of the queue itself. Raises `QueueMissing`, `QueueDenied`, or one of `SDK_ERRORS`.
     """
     policy = json.loads(facts.get("RedrivePolicy", "{}"))
     try:
@@ -54,6 +65,11 @@ async def locate(
         if classify(exc) is Trouble.MISSING:
             raise QueueMissing(
                 f"the dead-letter queue of {queue_url} does not exist: {exc}; create it"
+            ) from exc
+        if classify(exc) is Trouble.DENIED:
+            named = configured_url or policy.get("deadLetterTargetArn", queue_url)
+            raise QueueDenied(
+                f"the dead-letter queue of {queue_url}: access is denied ({exc}); {denial_of(exc, named)}"
             ) from exc
         raise
     _warn(queue_url, url, facts, there, policy)
@@ -75,6 +91,11 @@ async def _look(client: Any, url: str, *, needed: bool) -> Mapping[str, str]:
     except SDK_ERRORS as exc:
         if needed or classify(exc) is not Trouble.DENIED:
             raise
+        structlog.get_logger("sqs").warning(
+            "the dead letters cannot be counted, nor whether they are kept for long enough",
+            dead_letter_queue=url,
+            error=denial_of(exc, url),
+        )
         return {}
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from worker.aws import Trouble, classify, short_code
+from worker.aws import Trouble, classify, denial_of, short_code
 from worker.queues.base import QueueDenied, QueueError, QueueMissing, QueueUnavailable
 
 _STALE = frozenset({"InvalidParameterValue", "ReceiptHandleIsInvalid", "MessageNotInflight"})
@@ -16,7 +16,7 @@ def translate(exc: BaseException, url: str) -> QueueError:
     if trouble is Trouble.MISSING:
         return QueueMissing(f"{message}; create it, or correct queue_url and region")
     if trouble is Trouble.DENIED:
-        return QueueDenied(f"{message}; look at the credentials and the policies of role and queue")
+        return QueueDenied(f"{message}; {denial_of(exc, url)}")
     if trouble is Trouble.UNAVAILABLE:
         return QueueUnavailable(message)
     return QueueError(message)
