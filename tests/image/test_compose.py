@@ -24,8 +24,10 @@ from worker.settings import Settings, load_settings
 
 OURS = ("migrate", "provision", "worker", "demo")
 SECONDS = re.compile(r"(\d+)s")
-LAST_WORDS = 10
-"""Seconds beyond the drain that docs/operations.md asks of a container's grace period."""
+LAST_WORDS: int = yaml.safe_load((ROOT / "helm/transload/values.yaml").read_text(encoding="utf-8"))[
+    "drainMarginSeconds"
+]
+"""Seconds beyond the drain that a container's grace period needs: as for the chart."""
 
 
 @pytest.fixture(scope="module")
