@@ -1,6 +1,7 @@
 """The values' schema refuses what the chart does not know; the page about them is the generated one."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,11 +53,16 @@ def test_the_values_of_the_page_are_rendered(helm: Engine) -> None:
     for block in blocks_of(ROOT / "docs/kubernetes.md"):
         if block.language == "yaml":
             values |= yaml.safe_load(block.text)
-            seen.append(release(helm, values))
+            seen.append(release(helm, values, name="transload"))
     deployed, jobs = seen
     assert deployed.one("ScaledObject")["spec"]["maxReplicaCount"] == 20
     assert "raise drain_timeout" in deployed.notes
     assert "Nothing scrapes these yet" not in deployed.notes
+    page = (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")
+    there = {(item["kind"].lower(), item["metadata"]["name"]) for item in deployed.objects}
+    asked = re.findall(r"\b(deploy|job)/([a-z-]+)", page + deployed.notes)
+    assert {("deployment" if kind == "deploy" else kind, name) for kind, name in asked} <= there
+    assert len(asked) >= 4
     assert jobs.one("ScaledJob")
 
 
