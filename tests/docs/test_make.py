@@ -25,7 +25,7 @@ _MAKE = re.compile(
 _COMPOSE = re.compile(r"docker compose([^`\n;|#]*)")
 _RULE = re.compile(r"^([a-z-]+):(?: \$\(STAMP\))?[^\n]*\n((?:\t[^\n]*\n)*)", re.MULTILINE)
 
-TARGETS = dict(_RULE.findall((ROOT / "Makefile").read_text(encoding="utf-8")))
+TARGETS: dict[str, str] = dict(_RULE.findall((ROOT / "Makefile").read_text(encoding="utf-8")))
 """Each target's recipe."""
 
 
@@ -45,7 +45,7 @@ def words_of(rest: str) -> list[str]:
 def source_of(recipe: str) -> str:
     """The program that a recipe starts."""
     (module,) = re.findall(r"-m (tests\.[\w.]+)", recipe)
-    path = ROOT / module.replace(".", "/")
+    path: Path = ROOT / module.replace(".", "/")
     found = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
     return found.read_text(encoding="utf-8")
 
