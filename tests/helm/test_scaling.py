@@ -216,6 +216,20 @@ def test_scaled_jobs_roll_out_gradually_and_run_once(helm: Engine) -> None:
     assert "nothing to do for 60 s" in rendered.notes
 
 
+def test_a_jobs_node_is_left_to_it(helm: Engine) -> None:
+    """By what makes nodes fewer; a node that is drained by hand still ends it, and it drains."""
+
+    def annotations(**changes: Any) -> Any:
+        job = release(helm, values_of("scaledjob", **changes)).one("ScaledJob")
+        return job["spec"]["jobTargetRef"]["template"]["metadata"]["annotations"]
+
+    safe = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+    assert (annotations()[safe], annotations()["karpenter.sh/do-not-disrupt"]) == ("false", "true")
+    assert annotations(podAnnotations={safe: "true"})[safe] == "true"
+    pods = release(helm, values_of("sqs-keda")).one("Deployment")["spec"]["template"]
+    assert safe not in pods["metadata"]["annotations"]
+
+
 def test_jobs_are_scraped_and_their_alerts_are_about_jobs(helm: Engine) -> None:
     rule = {"enabled": True, "runbookUrl": "https://r", "dashboardUrl": "https://d"}
     scraped = {"metrics": {"existingSecret": "m"}, "podMonitor": {"enabled": True}, "prometheusRule": rule}

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from tests.unit.test_service import World, closed, ended, fetched, until
 from tests.unit.test_service import world as world  # noqa: PLC0414 - a fixture
+from worker import service as service_module
 from worker.cli import app
 from worker.health import AdminError
 from worker.publishers.base import PublishError
@@ -159,6 +160,19 @@ async def test_a_queue_that_cannot_be_asked_is_not_empty(world: World) -> None:
     world.queue.down = False
     await ended(running)
     assert service.progress.acked == 1
+
+
+async def test_an_outage_begins_the_quiet_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "_LONGEST_POLL", 0.02)
+    running = start(world, world.service(), patience=0.3)
+    await until(lambda: world.queue.receives > 2)
+    world.queue.down = True
+    # Longer than the patience.
+    await asyncio.sleep(0.4)
+    asked = world.queue.receives
+    world.queue.down = False
+    await ended(running)
+    assert world.queue.receives > asked + 3, "and not at the first look after it"
 
 
 def test_the_command_ends_with_status_0(tmp_path: Path) -> None:

@@ -133,7 +133,12 @@ labels:
 annotations:
   # A changed file is a new pod.
   checksum/config: {{ include "transload.configFile" . | sha256sum }}
-  {{- with .Values.podAnnotations }}
+  {{- $annotations := .Values.podAnnotations }}
+  {{- if eq .Values.workload "scaledjob" }}
+  {{- /* Work of hours is not begun anew because a node would be cheaper. */}}
+  {{- $annotations = merge (dict) .Values.podAnnotations (dict "cluster-autoscaler.kubernetes.io/safe-to-evict" "false" "karpenter.sh/do-not-disrupt" "true") }}
+  {{- end }}
+  {{- with $annotations }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- end -}}
