@@ -11,7 +11,7 @@ JOBS   := 4
 # the empty PYTHONDONTWRITEBYTECODE.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance lint format docs simulate-scaling bench bench-memory bench-transforms crash soak fuzz lock audit sbom licences wheel dashboard clean
+.PHONY: help demo test conformance lint format docs simulate-scaling bench bench-memory bench-tracing bench-transforms crash soak fuzz lock audit sbom licences wheel dashboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -76,6 +76,9 @@ fuzz: $(STAMP) ## hostile input for every decoder (MINUTES=5, SEED=, ARGS=zips: 
 
 bench-transforms: $(STAMP) ## MB/s of every codec, beside the plain library and beside Python's own
 	@$(BIN)/python -m tests.benchmarks.transforms $(ARGS)
+
+bench-tracing: $(STAMP) ## what tracing costs a worker, beside the same work untraced
+	@$(BIN)/python -m tests.benchmarks.tracing $(ARGS)
 
 docs: $(STAMP) ## the documentation as a site in .site/, with every link of it checked
 	@$(BIN)/python -m tests.support.mkdocs

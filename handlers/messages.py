@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from backends.checksums import Algorithm, in_hex
 from handlers.bids import is_bid
 from handlers.errors import Refused
+from handlers.storage_notifications import is_storage_notification
 
 DEFAULT_LIMIT = 256 * 1024
 """Largest message decoded, in bytes."""
@@ -192,6 +193,11 @@ def decode(body: bytes, limit: int = DEFAULT_LIMIT) -> Command:
     content = _unwrap(_parse(body))
     kind, version = content.get("type"), content.get("version")
     if not isinstance(kind, str) or kind not in _VERSIONS:
+        if is_storage_notification(content):
+            raise Refused(
+                "unknown_type",
+                "this is a notification of S3 or MinIO, which is no message here: fetchers announce payloads",
+            )
         raise Refused("unknown_type", f"type is {_short(kind)}; known are {', '.join(sorted(_VERSIONS))}")
     if type(version) is not int or version != _VERSIONS[kind]:
         raise Refused(

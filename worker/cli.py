@@ -94,18 +94,32 @@ def run(
             "Messages in work elsewhere, or left by a killed worker, are waited for.",
         ),
     ] = False,
+    until_empty: Annotated[
+        float | None,
+        typer.Option(
+            "--until-empty",
+            metavar="SECONDS",
+            min=1,
+            max=43_200,
+            help="End once the queue has given nothing for so long and nothing is in work here. For Jobs.",
+        ),
+    ] = None,
 ) -> None:
     """Run a worker: take messages, store payloads, announce complete bundles.
 
     SIGTERM or Ctrl-C stops taking, finishes what is in work within worker.drain_timeout, and gives the rest back. A second
     one exits at once; the queue then returns the messages when their lease passes.
     """
+    if until_idle and until_empty is not None:
+        raise typer.BadParameter(
+            "--until-idle ends in another way; give one of them", param_hint="--until-empty"
+        )
     settings = Invocation.of(context).settings()
 
     async def work() -> Service:
         async with bootstrap.open_service(settings, admin=not until_idle) as service:
             _stop_on_signals(service)
-            await service.run(until_idle=until_idle)
+            await service.run(until_idle=until_idle, until_empty=until_empty)
             return service
 
     done = invocation.run(work()).progress

@@ -3,8 +3,9 @@
 Opened by worker/bootstrap.py where tracing is on. Nothing here ever disturbs the worker: spans that cannot be sent are dropped,
 which is logged once until it succeeds again, and of the process's end it takes little.
 
-What the settings have no key for, the SDK takes from its own variables, as `OTEL_RESOURCE_ATTRIBUTES` and
-`OTEL_EXPORTER_OTLP_CERTIFICATE` (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/).
+What the settings do not say, the SDK takes from its own variables, as `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES` and
+`OTEL_EXPORTER_OTLP_CERTIFICATE` (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/). It reads them
+itself, as AWS's SDK reads its own; a key of the settings goes before.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from typing import Final
 import structlog
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
@@ -95,12 +96,7 @@ async def exporting(settings: TracingSettings) -> AsyncIterator[TracerProvider]:
         )
         provider = TracerProvider(
             ParentBasedTraceIdRatio(settings.sample_ratio),
-            Resource.create(
-                {
-                    "service.name": settings.service_name,
-                    "service.version": importlib.metadata.version("transload"),
-                }
-            ),
+            _resource(settings),
             shutdown_on_exit=False,
         )
         provider.add_span_processor(
@@ -116,6 +112,17 @@ async def exporting(settings: TracingSettings) -> AsyncIterator[TracerProvider]:
             yield provider
         finally:
             await _end(provider, exporter)
+
+
+def _resource(settings: TracingSettings) -> Resource:
+    """Who sends these spans."""
+    # Without a name the SDK would call it `unknown_service:python`.
+    elsewhere = OTELResourceDetector().detect().attributes
+    own = {
+        SERVICE_NAME: settings.service_name or elsewhere.get(SERVICE_NAME) or "transload",
+        SERVICE_VERSION: importlib.metadata.version("transload"),
+    }
+    return Resource.create(own)
 
 
 async def _end(provider: TracerProvider, exporter: WatchedExporter) -> None:

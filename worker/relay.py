@@ -71,8 +71,12 @@ class Relay:
         self._due = asyncio.Event()
         self._stopping = False
         self._in_hand = 0
-        """Rows that are claimed and neither announced nor put back."""
         self._log = structlog.get_logger("relay")
+
+    @property
+    def in_hand(self) -> int:
+        """Completions that this relay has claimed and neither announced nor put back."""
+        return self._in_hand
 
     def wake(self) -> None:
         """A bundle was completed in this process: do not wait for the next poll."""

@@ -26,6 +26,7 @@ from worker.ledger.base import Ledger, LedgerError
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.queues.base import REDRIVES_ATTRIBUTE, Message, Queue, QueueError
+from worker.quiet import Quiet
 from worker.relay import Relay
 from worker.settling import Settler
 from worker.tracing import UNTRACED, Tracing
@@ -108,8 +109,11 @@ class Service:
         """Take nothing more; finish or give back what is in work; return from `run`."""
         self._stopping.set()
 
-    async def run(self, *, until_idle: bool = False) -> None:
-        """Work until `stop` is called or, with `until_idle`, until queue and outbox are empty.
+    async def run(self, *, until_idle: bool = False, until_empty: float | None = None) -> None:
+        """Work until `stop` is called.
+
+        Or, with `until_idle`, until queue and outbox are empty; with `until_empty`, until the queue has given nothing for so many
+        seconds while nothing was in work here.
 
         Raises what nobody foresaw in one of the background tasks: a worker without heartbeat or relay must not go on.
         """
@@ -124,7 +128,7 @@ class Service:
         ]
         if self._housekeeping is not None and not until_idle:
             background.append(asyncio.create_task(self._housekeeping.run(), name="housekeeping"))
-        intake = asyncio.create_task(self._take(until_idle=until_idle), name="intake")
+        intake = asyncio.create_task(self._take(Quiet(until_empty), until_idle=until_idle), name="intake")
         stop = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
             await asyncio.wait({intake, stop, *background}, return_when=asyncio.FIRST_COMPLETED)
@@ -140,19 +144,22 @@ class Service:
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
 
-    async def _take(self, *, until_idle: bool) -> None:
+    async def _take(self, quiet: Quiet, *, until_idle: bool) -> None:
         """Receive while there is room."""
         while not self._stopping.is_set():
             room = await self._room()
             # In this order: what frees the room may be what closes the gate.
-            await self._gate.passed()
+            if not self._gate.is_open:
+                quiet.disturb()
+                await self._gate.passed()
             room, pause = self._circuits.admit(room)
             if pause:
                 # The intake is well: it waits for targets.
                 self._health.received()
+                quiet.disturb()
                 await _within(min(pause, _LONGEST_PAUSE), self._stopping.wait())
                 continue
-            wait = _SHORT_POLL if until_idle else _LONGEST_POLL
+            wait = quiet.ask(_SHORT_POLL if until_idle else _LONGEST_POLL)
             try:
                 messages = await self._receive(room, wait)
                 if until_idle and not messages and await self._is_idle():
@@ -161,11 +168,14 @@ class Service:
                 self._gate.close(str(exc))
                 continue
             except QueueError as exc:
+                quiet.disturb()
                 self._health.received()
                 self._health.queue_reachable = False
                 self._log.warning("cannot receive", kind=type(exc).__name__, error=str(exc))
                 await _within(_PAUSE_AFTER_QUEUE_ERROR, self._stopping.wait())
                 continue
+            if quiet.heard(something=bool(messages or self._in_work or self._relay.in_hand)):
+                return
             await self._start(messages)
             if until_idle and not messages:
                 await _within(_IDLE_PAUSE, self._stopping.wait())

@@ -270,8 +270,12 @@ class TracingSettings(Section):
         description="The share of traces that are kept, by their ids. What belongs to a trace that began elsewhere is kept if the "
         "trace is.",
     )
-    service_name: str = Field(
-        default="transload", min_length=1, max_length=255, description="What traces call this service."
+    service_name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=255,
+        description="What traces call this service; default: what `OTEL_SERVICE_NAME` says, or `service.name` in "
+        "`OTEL_RESOURCE_ATTRIBUTES`, or `transload`.",
     )
     parent: Literal["link", "child"] = Field(
         default="link",

@@ -1,6 +1,7 @@
 """Each alert fires when it should and is silent when it should be, by promtool, and leads to a page that says what to do."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,52 @@ def test_every_alert_is_seen_firing_and_silent() -> None:
     seen = [each for path in CASES for each in expectations(path)]
     assert {name for name, expected in seen if expected} == LISTED
     assert {name for name, expected in seen if not expected} == LISTED
+
+
+def seconds(duration: str) -> int:
+    return sum(
+        int(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+        for number, unit in re.findall(r"(\d+)([smh])", duration)
+    )
+
+
+def there(values: str) -> list[bool]:
+    """For each sample of promtool's notation whether the series is there."""
+    found: list[bool] = []
+    for each in values.split():
+        times = re.fullmatch(r"(.*)x(\d+)", each)
+        missing = each.startswith(("_", "stale"))
+        found += [not missing] * (1 if times is None else int(times[2]) + (0 if missing else 1))
+    return found
+
+
+def without_pods() -> Iterator[tuple[str, bool]]:
+    """What is expected of each alert, in promtool's cases, at a time when there is no series of a worker."""
+    for path in CASES:
+        for case in yaml.safe_load(path.read_text(encoding="utf-8"))["tests"]:
+            workers = [
+                there(given["values"])
+                for given in case["input_series"]
+                if re.match(r'(?:up|transload_\w+)\{job="transload"', given["series"])
+            ]
+            for asked in case["alert_rule_test"]:
+                now = seconds(asked["eval_time"]) // seconds(case["interval"])
+                # What ends without being stale is taken for there.
+                if not any(each[min(now, len(each) - 1)] for each in workers):
+                    yield asked["alertname"], bool(asked["exp_alerts"])
+
+
+@pytest.mark.parametrize(
+    "name", ["QueueAgeSLO", "OutboxLag", "BundleStuck", "OutboxPublishFailing", "DLQGrowing"]
+)
+def test_alerts_about_what_waits_survive_scale_to_zero(name: str) -> None:
+    """`test_promtool_agrees` has it judged; here it is seen that the case is among them."""
+    assert (name, True) in set(without_pods())
+
+
+def test_no_pod_is_missed_while_none_is_wanted() -> None:
+    assert ("TargetDown", False) in set(without_pods())
+    assert ("ConsumerStalled", True) not in set(without_pods()), "who is not there cannot stall"
 
 
 @pytest.mark.parametrize("name", ALERTS)

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from tests.docs.blocks import ROOT
-from tests.support.mkdocs import MkDocs
+from tests.support.mkdocs import SCRIPT, MkDocs
 from worker.ledger.values import BundleState, OutboxState
 
 
@@ -22,7 +22,15 @@ def states(title: str) -> set[str]:
 def test_the_site_is_built_without_a_warning(mkdocs: MkDocs, tmp_path: Path) -> None:
     built = mkdocs.build(tmp_path / "site")
     assert built.returncode == 0, built.stderr + built.stdout
-    assert "stateDiagram" in (tmp_path / "site/concepts.html").read_text(encoding="utf-8")
+    pages = {path: path.read_text(encoding="utf-8") for path in (tmp_path / "site").rglob("*.html")}
+    drawn = {path.name for path, text in pages.items() if f'<script src="{SCRIPT}"></script>' in text}
+    assert drawn == {"index.html", "concepts.html"}, "they have diagrams; others need not load it"
+    assert {path.name for path, text in pages.items() if 'class="mermaid"' in text} == drawn
+    assert b"mermaid" in (tmp_path / "site" / SCRIPT).read_bytes()
+    taken = re.compile(r'<(?:script|img|iframe|link rel="stylesheet")[^>]*(?:src|href)="(?:https?:)?//[^"]*"')
+    assert [taken.findall(text) for text in pages.values() if taken.search(text)] == [], (
+        "nothing from elsewhere"
+    )
 
 
 @pytest.mark.parametrize("wrong", ["[there](nowhere.md)", "[there](cli.md#no-such-heading)"])

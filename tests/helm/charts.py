@@ -35,12 +35,14 @@ class Release:
 
     @property
     def pods(self) -> Iterator[Object]:
-        """Every pod template's spec: of workers and of the migration."""
+        """Every pod template's spec: of workers, of the migration and of the sweep."""
         for item in self.objects:
             if item["kind"] in {"Deployment", "Job"}:
                 yield item["spec"]["template"]["spec"]
             elif item["kind"] == "ScaledJob":
                 yield item["spec"]["jobTargetRef"]["template"]["spec"]
+            elif item["kind"] == "CronJob":
+                yield item["spec"]["jobTemplate"]["spec"]["template"]["spec"]
 
     @property
     def pod(self) -> Object:

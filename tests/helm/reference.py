@@ -68,10 +68,13 @@ has not been installed into a cluster yet.
 - **RabbitMQ** is asked over its management API. Over AMQP messages in work are invisible, and their pods would go.
 - **Completions** are announced by the workers themselves. So there is always one (`minReplicas` 1 or more), or the outbox is a
   trigger of its own (`autoscaling.outbox`) and `minReplicas` may be 0.
-- **Work of hours** is better done by Jobs, which nobody scales down: `workload: scaledjob`. A Job ends when queue and outbox are
-  empty, and waits for messages in work elsewhere.
-- **Stopping.** `terminationGracePeriodSeconds` is longer than `config.worker.drain_timeout`, or the chart does not render. There is
-  no preStop hook: a worker stops taking at SIGTERM.
+- **Work of hours** is better done by Jobs, which nobody scales down: `workload: scaledjob`. A Job ends (`transload run
+  --until-empty`) when the queue has given it nothing for a minute and nothing is in work in it; it does not wait for what others
+  have in work. Under a load that never pauses it does not end, and so keeps its version: delete it, and it drains. What Jobs do
+  not live long enough for, a CronJob does (`transload sweep`).
+- **Stopping.** `terminationGracePeriodSeconds` is longer than `config.worker.drain_timeout` and what is said afterwards
+  (`drainMarginSeconds`), or the chart does not render. There is no preStop hook: a worker stops taking at SIGTERM. Where work takes
+  longer than the drain, the notes after `helm install` say what that costs.
 - **Probes** ask `/livez` and `/readyz` on the pod's address (`config.admin.port`). A busy worker is ready. `/metrics` on the same port
   wants a bearer token: `metrics.existingSecret`.
 - **The schema** of the ledger is brought up to date by a Job, by default a hook before install and upgrade. It runs under the

@@ -1,14 +1,20 @@
 """From start to stop: the checklist of a pod's life."""
 
+import json
 import math
 from typing import Any
 
 import pytest
+import yaml
 
 from handlers.transforms.base import Limits
-from tests.helm.charts import CASES, release, values_of
+from tests.helm.charts import CASES, CHART, release, values_of
 from tests.support.helm import Engine, HelmError
+from worker import cloudwatch, opentelemetry_export, service
 from worker.settings_process import AdminSettings, WorkerSettings
+
+LAST_WORDS: int = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))["drainMarginSeconds"]
+"""Seconds after the drain, by default and at least."""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -16,17 +22,30 @@ def test_grace_period_outlasts_the_drain(helm: Engine, name: str) -> None:
     values = values_of(name)
     drain = values["config"].get("worker", {}).get("drain_timeout", 25)
     rendered = release(helm, values)
-    graces = [pod["terminationGracePeriodSeconds"] for pod in rendered.pods if "restartPolicy" not in pod or "--until-idle" in pod["containers"][0]["args"]]  # fmt: skip
+    graces = [
+        pod["terminationGracePeriodSeconds"]
+        for pod in rendered.pods
+        if pod["containers"][0]["args"][0] == "run"
+    ]
     assert len(graces) == 1
-    assert graces[0] > drain + 10
+    assert graces[0] > drain + LAST_WORDS
     assert f"{graces[0]} s from SIGTERM on" in rendered.notes
+
+
+def test_the_margin_is_what_a_worker_may_take_after_the_drain() -> None:
+    """Giving back and announcing, the last traces, the last metrics; the rest is for closing what is open."""
+    margin = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))["properties"][
+        "drainMarginSeconds"
+    ]["minimum"]
+    assert margin == LAST_WORDS
+    assert margin > service._LAST_WORDS + opentelemetry_export._LAST_WORDS + cloudwatch._LAST_WORDS
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"terminationGracePeriodSeconds": 35}, "35 is not above"),
-        ({"config__worker": {"drain_timeout": 49.5}, "terminationGracePeriodSeconds": 60}, "together (60)"),
+        ({"terminationGracePeriodSeconds": 40}, "40 is not above"),
+        ({"config__worker": {"drain_timeout": 44.5}, "terminationGracePeriodSeconds": 60}, "together (60)"),
         ({"drainMarginSeconds": 35, "terminationGracePeriodSeconds": 60}, "together (60)"),
     ],
 )
@@ -39,8 +58,8 @@ def test_a_grace_period_that_is_too_short_is_refused(
 
 
 def test_one_second_more_is_enough(helm: Engine) -> None:
-    rendered = release(helm, values_of("minimal", terminationGracePeriodSeconds=36))
-    assert rendered.pod["terminationGracePeriodSeconds"] == 36
+    rendered = release(helm, values_of("minimal", terminationGracePeriodSeconds=41))
+    assert rendered.pod["terminationGracePeriodSeconds"] == 41
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -64,7 +83,7 @@ def test_what_the_chart_assumes_are_the_workers_defaults(helm: Engine) -> None:
     rendered = release(helm, values_of("sqs-keda", config__worker=None))
     trigger = rendered.triggers["aws-sqs-queue"]["metadata"]
     assert trigger["queueLength"] == str(worker.concurrency)
-    assert rendered.pod["terminationGracePeriodSeconds"] == math.ceil(worker.drain_timeout) + 15
+    assert rendered.pod["terminationGracePeriodSeconds"] == math.ceil(worker.drain_timeout) + LAST_WORDS + 5
     assert (
         rendered.container["resources"]["requests"]["memory"] == f"{128 + worker.transfer_memory // 2**20}Mi"
     )

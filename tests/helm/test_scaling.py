@@ -38,6 +38,16 @@ def test_a_queue_length_above_the_concurrency_is_refused(helm: Engine) -> None:
     assert "autoscaling.queueLength: 17 is above config.worker.concurrency (16)" in told
 
 
+@pytest.mark.parametrize("name", ["sqs-keda", "hpa"])
+def test_a_drain_shorter_than_most_work_is_told(helm: Engine, name: str) -> None:
+    """What docs/scaling.md shows for a steady load: pods that are taken away give back what takes longer."""
+    short = release(helm, values_of(name, config__worker={"drain_timeout": 25}, autoscaling__serviceTimeP99Seconds=300))  # fmt: skip
+    assert "raise drain_timeout to the same number" in short.notes
+    long = release(helm, values_of(name, config__worker={"drain_timeout": 300}, autoscaling__serviceTimeP99Seconds=300))  # fmt: skip
+    assert "raise drain_timeout" not in long.notes
+    assert "raise drain_timeout" not in release(helm, values_of("minimal")).notes, "nothing takes pods away"
+
+
 def test_rabbitmq_is_asked_over_http(helm: Engine) -> None:
     rendered = release(helm, values_of("rabbitmq-keda"))
     trigger = rendered.triggers["rabbitmq"]
@@ -194,11 +204,60 @@ def test_scaled_jobs_roll_out_gradually_and_run_once(helm: Engine) -> None:
     assert spec["rollout"] == {"strategy": "gradual"}
     assert spec["minReplicaCount"] == 0
     (container,) = spec["jobTargetRef"]["template"]["spec"]["containers"]
-    assert container["args"] == ["run", "--until-idle"]
-    assert "livenessProbe" not in container
+    assert container["args"] == ["run", "--until-empty", "60"]
+    assert spec["jobTargetRef"]["template"]["spec"]["restartPolicy"] == "Never"
+    assert spec["jobTargetRef"]["backoffLimit"] == 0
+    assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
     assert not [
         *rendered.all("Deployment"),
         *rendered.all("PodDisruptionBudget"),
         *rendered.all("ScaledObject"),
     ]
-    assert rendered.one("NetworkPolicy")["spec"]["ingress"] == []
+    assert "nothing to do for 60 s" in rendered.notes
+
+
+def test_a_jobs_node_is_left_to_it(helm: Engine) -> None:
+    """By what makes nodes fewer; a node that is drained by hand still ends it, and it drains."""
+
+    def annotations(**changes: Any) -> Any:
+        job = release(helm, values_of("scaledjob", **changes)).one("ScaledJob")
+        return job["spec"]["jobTargetRef"]["template"]["metadata"]["annotations"]
+
+    safe = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+    assert (annotations()[safe], annotations()["karpenter.sh/do-not-disrupt"]) == ("false", "true")
+    assert annotations(podAnnotations={safe: "true"})[safe] == "true"
+    pods = release(helm, values_of("sqs-keda")).one("Deployment")["spec"]["template"]
+    assert safe not in pods["metadata"]["annotations"]
+
+
+def test_jobs_are_scraped_and_their_alerts_are_about_jobs(helm: Engine) -> None:
+    rule = {"enabled": True, "runbookUrl": "https://r", "dashboardUrl": "https://d"}
+    scraped = {"metrics": {"existingSecret": "m"}, "podMonitor": {"enabled": True}, "prometheusRule": rule}
+    rendered = release(helm, values_of("scaledjob", **scraped))
+    monitor = rendered.one("PodMonitor")["spec"]
+    template = rendered.one("ScaledJob")["spec"]["jobTargetRef"]["template"]
+    assert monitor["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    assert template["spec"]["containers"][0]["ports"][0]["name"] == monitor["podMetricsEndpoints"][0]["port"]
+
+    def asked(found: Release) -> str:
+        groups = found.one("PrometheusRule")["spec"]["groups"]
+        return "\n".join(each["expr"] for group in groups for each in group["rules"])
+
+    assert 'type="scaledobject"' not in asked(rendered)
+    assert 'type="scaledjob"' in asked(rendered)
+    # With nothing scraped, no Job would ever seem to run.
+    unscraped = release(helm, values_of("scaledjob", prometheusRule=rule))
+    assert 'type="scaledjob"' not in asked(unscraped)
+
+
+def test_what_jobs_do_not_live_long_enough_for_is_done_by_the_clock(helm: Engine) -> None:
+    sweep = release(helm, values_of("scaledjob")).one("CronJob")
+    (container,) = sweep["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == ["sweep"]
+    assert sweep["spec"]["concurrencyPolicy"] == "Forbid"
+    for off in (
+        {"autoscaling__scaledJob": {"sweepSchedule": ""}},
+        {"config__housekeeping": {"enabled": False}},
+    ):
+        assert release(helm, values_of("scaledjob", **off)).all("CronJob") == []
+    assert release(helm, values_of("sqs-keda")).all("CronJob") == []

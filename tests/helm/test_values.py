@@ -1,12 +1,14 @@
 """The values' schema refuses what the chart does not know; the page about them is the generated one."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.docs.blocks import ROOT, blocks_of
 from tests.helm.charts import CHART, release, values_of
 from tests.helm.reference import reference
 from tests.support.helm import Engine, HelmError
@@ -44,6 +46,26 @@ def test_the_reference_is_the_generated_one() -> None:
     )
 
 
+def test_the_values_of_the_page_are_rendered(helm: Engine) -> None:
+    """Each block of docs/kubernetes.md on top of those before it, without a warning of its notes but the one that it explains."""
+    values: dict[str, Any] = {}
+    seen = []
+    for block in blocks_of(ROOT / "docs/kubernetes.md"):
+        if block.language == "yaml":
+            values |= yaml.safe_load(block.text)
+            seen.append(release(helm, values, name="transload"))
+    deployed, jobs = seen
+    assert deployed.one("ScaledObject")["spec"]["maxReplicaCount"] == 20
+    assert "raise drain_timeout" in deployed.notes
+    assert "Nothing scrapes these yet" not in deployed.notes
+    page = (ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")
+    there = {(item["kind"].lower(), item["metadata"]["name"]) for item in deployed.objects}
+    asked = re.findall(r"\b(deploy|job)/([a-z-]+)", page + deployed.notes)
+    assert {("deployment" if kind == "deploy" else kind, name) for kind, name in asked} <= there
+    assert len(asked) >= 4
+    assert jobs.one("ScaledJob")
+
+
 @pytest.mark.parametrize("path", [path for path, _ in objects(SCHEMA)])
 def test_an_unknown_key_is_refused(helm: Engine, path: str) -> None:
     key = f"{path}__colour".replace(".", "__").removeprefix("__")
@@ -58,7 +80,8 @@ def test_an_unknown_key_is_refused(helm: Engine, path: str) -> None:
         ("replicas", -1),
         ("replicas", "2"),
         ("terminationGracePeriodSeconds", 0),
-        ("drainMarginSeconds", 5),
+        ("drainMarginSeconds", 14),
+        ("autoscaling__scaledJob__emptySeconds", 0),
         ("image__digest", "latest"),
         ("image__digest", "sha256:abc"),
         ("image__repository", ""),

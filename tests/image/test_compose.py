@@ -1,5 +1,6 @@
 """docker-compose.yml: its promises, its settings, and what its services do one after the other, without Docker."""
 
+import io
 import json
 import re
 import secrets
@@ -24,8 +25,10 @@ from worker.settings import Settings, load_settings
 
 OURS = ("migrate", "provision", "worker", "demo")
 SECONDS = re.compile(r"(\d+)s")
-LAST_WORDS = 10
-"""Seconds beyond the drain that docs/operations.md asks of a container's grace period."""
+LAST_WORDS: int = yaml.safe_load((ROOT / "helm/transload/values.yaml").read_text(encoding="utf-8"))[
+    "drainMarginSeconds"
+]
+"""Seconds beyond the drain that a container's grace period needs: as for the chart."""
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +137,39 @@ def test_localstack_is_healthy_when_it_is_ready(
         silent.bind(("127.0.0.1", 0))
         unanswered = [part.replace(":4566", f":{silent.getsockname()[1]}") for part in probe]
         assert subprocess.run([sys.executable, *unanswered], check=False, capture_output=True).returncode
+
+
+@pytest.mark.parametrize(
+    ("completed", "states", "healthy"),
+    [
+        (True, [], True),
+        (True, ["SUCCESSFUL", "SUCCESSFUL"], True),
+        (True, ["SUCCESSFUL", "ERROR"], False),
+        (True, ["RUNNING"], False),
+        (False, [], False),
+        (False, ["SUCCESSFUL"], False),
+    ],
+)
+def test_localstack_is_healthy_only_after_every_script(
+    services: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    completed: bool,
+    states: list[str],
+    healthy: bool,
+) -> None:
+    """As `/_localstack/init/ready` answers, which says `completed` although a script failed."""
+    answer = {"completed": completed, "scripts": [{"name": f"{each}.sh", "state": each} for each in states]}
+    asked = []
+
+    def urlopen(url: str, timeout: float) -> io.BytesIO:
+        asked.append((url, timeout))
+        return io.BytesIO(json.dumps(answer).encode())
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    with pytest.raises(SystemExit) as ended:
+        exec(services["localstack"]["healthcheck"]["test"][-1], {})  # noqa: S102 - the file's own code
+    assert asked == [("http://127.0.0.1:4566/_localstack/init/ready", 2)]
+    assert bool(ended.value.code) is not healthy
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ def programs(home: Path, name: str, group: str, command: str) -> Path:
         if not stamp.exists() or stamp.read_text(encoding="utf-8") != "\n".join(listed) or _moved(directory):
             shutil.rmtree(directory, ignore_errors=True)
             print(f"installing {' '.join(listed)} into {directory} (seconds, once)", file=sys.__stderr__)
-            _run([sys.executable, "-m", "venv", str(directory)], command)
-            _run([str(directory / "bin/python"), "-m", "pip", "install", "--quiet", *listed], command)
+            run([sys.executable, "-m", "venv", str(directory)], command)
+            run([str(directory / "bin/python"), "-m", "pip", "install", "--quiet", *listed], command)
             stamp.write_text("\n".join(listed), encoding="utf-8")
     return directory / "bin"
 
@@ -46,7 +46,8 @@ def _moved(directory: Path) -> bool:
     return str(directory) not in (directory / "bin/pip").read_text(encoding="utf-8")
 
 
-def _run(typed: list[str], command: str) -> None:
+def run(typed: list[str], command: str) -> None:
+    """Raises `NotAvailable`, which tells `command`, when what was typed fails or does not end."""
     try:
         done = subprocess.run(typed, capture_output=True, text=True, check=False, timeout=INSTALL_SECONDS)
     except subprocess.TimeoutExpired as exc:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import importlib.metadata
 import logging
 import socket
 import threading
@@ -191,10 +192,50 @@ async def test_spans_beyond_what_may_wait_are_dropped_without_a_wait(
     assert collector.requests == []
 
 
+@pytest.mark.parametrize(
+    ("given", "own", "expected"),
+    [
+        ({}, None, "transload"),
+        ({"OTEL_SERVICE_NAME": "fetchers"}, None, "fetchers"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours"}, None, "ours"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours", "OTEL_SERVICE_NAME": "f"}, None, "f"),
+        ({"OTEL_SERVICE_NAME": "fetchers"}, "archive", "archive"),
+        ({"OTEL_SERVICE_NAME": ""}, None, "transload"),
+    ],
+)
+async def test_the_services_name_is_ours_then_opentelemetrys(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], own: str | None, expected: str
+) -> None:
+    for name in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    async with exporting(TracingSettings(service_name=own)) as provider:
+        assert provider.resource.attributes["service.name"] == expected
+
+
+async def test_attributes_of_the_resource_are_opentelemetrys(
+    monkeypatch: pytest.MonkeyPatch, collector: Collector
+) -> None:
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "k8s.pod.name=transload-1,service.version=0")
+    # Where to, and how many, is said by the settings.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:9/v1/traces")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    async with exporting(TracingSettings(endpoint=collector.url)) as provider:
+        provider.get_tracer("test").start_span("one").end()
+    (_, _, request), *_ = collector.requests
+    sent = {each.key: each.value.string_value for each in request.resource_spans[0].resource.attributes}
+    assert sent["k8s.pod.name"] == "transload-1"
+    assert sent["service.version"] == importlib.metadata.version("transload"), (
+        "which one it is we know better"
+    )
+
+
 def test_it_is_off_and_samples_everything(tmp_path: Path) -> None:
     chosen = load_settings(file=None, home=tmp_path, environ={}).tracing
     assert (chosen.enabled, chosen.endpoint, chosen.sample_ratio) == (False, "http://127.0.0.1:4318", 1.0)
-    assert (chosen.parent, chosen.service_name, dict(chosen.headers)) == ("link", "transload", {})
+    assert (chosen.parent, chosen.service_name, dict(chosen.headers)) == ("link", None, {})
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from tests.support.strict_sqs import ACCOUNT, Refusal, StrictSqs, strict_sqs
 from worker.aws import size
 from worker.publishers.base import Notification, PublishError, PublishRefused
 from worker.publishers.sqs import SqsPublisher, SqsPublisherOptions
+from worker.queues import sqs_in_flight
 from worker.queues.base import (
     ATTEMPTS_ATTRIBUTE,
     DETAIL_ATTRIBUTE,
@@ -36,6 +37,7 @@ from worker.queues.base import (
 )
 from worker.queues.sqs import SqsQueue, SqsQueueOptions
 from worker.queues.sqs_dead_letters import letter_attributes
+from worker.queues.sqs_in_flight import InFlight
 
 
 def policy(receives: int) -> str:
@@ -421,6 +423,50 @@ async def test_too_many_in_flight_is_unavailable_and_a_long_poll_waits(
     await asyncio.sleep(0)
     assert await queue.settle(held, Retry(0)) is True
     assert len(await waiting) == 1
+
+
+async def test_an_empty_long_poll_of_a_full_queue_is_no_empty_queue(
+    service: StrictSqs, queue: SqsQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html"""
+    monkeypatch.setattr(sqs_in_flight, "ENOUGH", 1)
+    queue._in_flight._due = 0.0
+    await queue.send(outgoing(b"x", b"y"))
+    (held,) = await queue.receive(1, wait=0)
+    service.in_flight_limit = 1
+    for _ in range(2):
+        with pytest.raises(QueueUnavailable, match="about 1 messages in flight and SQS hands out none"):
+            await queue.receive(1, wait=0.01)
+    assert await queue.settle(held, Ack()) is True
+    assert len(await queue.receive(1, wait=0.01)) == 1
+
+
+async def test_a_queue_is_not_asked_how_full_it_is_after_every_poll() -> None:
+    now, asked = 1000.0, 0
+    answers: list[list[int] | QueueError] = [[5, 120_000], [0, 120_000], QueueUnavailable("down"), [9, 50]]
+
+    async def counts() -> list[int]:
+        nonlocal asked
+        asked += 1
+        answer = answers.pop(0)
+        if isinstance(answer, QueueError):
+            raise answer
+        return answer
+
+    full = InFlight("q", counts, lambda: now)
+    await full.check()
+    assert asked == 0
+    now += 300
+    with pytest.raises(QueueUnavailable):
+        await full.check()
+    await full.check()  # what waited has been taken
+    await full.check()
+    assert asked == 2
+    now += 300
+    await full.check()  # no answer is no news
+    await full.check()
+    await full.check()
+    assert asked == 4
 
 
 async def test_the_lease_may_be_the_options(service: StrictSqs) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, ClassVar, Self, cast
 
 from pydantic import Field
@@ -42,6 +43,7 @@ from worker.queues.base import (
     obituary,
 )
 from worker.queues.sqs_dead_letters import DeadLetters, letter_attributes, locate
+from worker.queues.sqs_in_flight import InFlight
 from worker.queues.sqs_messages import MOVED_FROM, message_of, request_for
 from worker.queues.sqs_replies import failed, no_queue, outcomes, successful, translate, unmentioned
 
@@ -99,6 +101,15 @@ class SqsQueue:
             )
         self._limit = max(int(facts.get("MaximumMessageSize", 0)), SMALLEST_LIMIT)
         self._dead = dead
+        self._in_flight = InFlight(
+            self._name,
+            partial(
+                self._counts,
+                self._url,
+                "ApproximateNumberOfMessages",
+                "ApproximateNumberOfMessagesNotVisible",
+            ),
+        )
         self._closed = False
         self._deletes: Batcher[str, bool] = Batcher(
             self._delete, limit=BATCH, parallel=16, linger=0.005, name=f"deletes of {self._name}"
@@ -146,7 +157,10 @@ class SqsQueue:
         return LONGEST_HOLD
 
     async def receive(self, limit: int, wait: float) -> Sequence[Message]:
-        """As the port says; one long poll of at most ten messages and 20 seconds."""
+        """As the port says; one long poll of at most ten messages and 20 seconds.
+
+        `QueueUnavailable` also where SQS hands out nothing because too much is in flight.
+        """
         self._ensure_open()
         wanted = ["ApproximateReceiveCount", "SentTimestamp"]
         if self._dead is None:
@@ -163,7 +177,10 @@ class SqsQueue:
             MessageAttributeNames=["All"],
         )
         failpoint("sqs.receive.after")
-        return [message_of(raw) for raw in reply.get("Messages", ())]
+        messages = [message_of(raw) for raw in reply.get("Messages", ())]
+        if not messages and wait > 0:
+            await self._in_flight.check()
+        return messages
 
     async def extend(self, messages: Sequence[Message]) -> Sequence[Message]:
         """As the port says. A message that would be held for more than 12 hours counts as lost."""

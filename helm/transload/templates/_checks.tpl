@@ -56,9 +56,6 @@
 {{- if and (eq .Values.workload "scaledjob") (not $scaling.outbox.enabled) -}}
 {{- fail "workload: what a killed Job had to announce would wait for the next message; enable autoscaling.outbox" -}}
 {{- end -}}
-{{- if and (eq .Values.workload "scaledjob") .Values.podMonitor.enabled -}}
-{{- fail "podMonitor.enabled: a worker in a Job opens no admin port; leave it false with workload scaledjob" -}}
-{{- end -}}
 {{- if ne $scaling.mode "none" -}}
 {{- include "transload.checkScaling" . -}}
 {{- end -}}

@@ -133,16 +133,50 @@ labels:
 annotations:
   # A changed file is a new pod.
   checksum/config: {{ include "transload.configFile" . | sha256sum }}
-  {{- with .Values.podAnnotations }}
+  {{- $annotations := .Values.podAnnotations }}
+  {{- if eq .Values.workload "scaledjob" }}
+  {{- /* Work of hours is not begun anew because a node would be cheaper. */}}
+  {{- $annotations = merge (dict) .Values.podAnnotations (dict "cluster-autoscaler.kubernetes.io/safe-to-evict" "false" "karpenter.sh/do-not-disrupt" "true") }}
+  {{- end }}
+  {{- with $annotations }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+{{- end -}}
+
+{{/* The pod of a command that does one thing and ends: a list of the root, its name, its service account and its ConfigMap. */}}
+{{- define "transload.oncePod" -}}
+{{- $root := index . 0 -}}
+serviceAccountName: {{ index . 2 }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+restartPolicy: Never
+securityContext:
+  {{- include "transload.podSecurity" $root | nindent 2 }}
+{{- with (include "transload.placement" $root) }}
+{{ . | trim }}
+{{- end }}
+containers:
+  - name: {{ index . 1 }}
+    image: {{ include "transload.image" $root | quote }}
+    imagePullPolicy: {{ $root.Values.image.pullPolicy }}
+    args: [{{ index . 1 }}]
+    env:
+      {{- include "transload.environment" $root | nindent 6 }}
+    resources:
+      {{- include "transload.resources" $root | nindent 6 }}
+    securityContext:
+      {{- include "transload.containerSecurity" $root | nindent 6 }}
+    volumeMounts:
+      {{- include "transload.mounts" $root | nindent 6 }}
+volumes:
+  {{- include "transload.volumes" (list $root (index . 3)) | nindent 2 }}
 {{- end -}}
 
 {{/* The pod of a worker: a list of the root and its arguments. */}}
 {{- define "transload.workerPod" -}}
 {{- $root := first . -}}
 {{- $arguments := last . -}}
-{{- $once := has "--until-idle" $arguments -}}
+{{- $once := has "--until-empty" $arguments -}}
 serviceAccountName: {{ include "transload.serviceAccountName" $root }}
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -174,7 +208,6 @@ containers:
     imagePullPolicy: {{ $root.Values.image.pullPolicy }}
     args: {{ toJson $arguments }}
     env:
-      {{- if not $once }}
       - name: TRANSLOAD_ADMIN__HOST
         valueFrom:
           fieldRef:
@@ -186,9 +219,7 @@ containers:
             name: {{ . }}
             key: {{ $root.Values.metrics.secretKey }}
       {{- end }}
-      {{- end }}
       {{- include "transload.environment" $root | nindent 6 }}
-    {{- if not $once }}
     ports:
       - name: admin
         containerPort: {{ include "transload.adminPort" $root }}
@@ -208,7 +239,6 @@ containers:
       periodSeconds: 5
       timeoutSeconds: 3
       failureThreshold: 3
-    {{- end }}
     resources:
       {{- include "transload.resources" $root | nindent 6 }}
     securityContext:
