@@ -1,17 +1,19 @@
-"""Which addresses a configured URL may lead to. Used by the adapters that make their connections themselves: HTTP and HDFS.
+"""Which addresses a configured URL may lead to. Used by the adapters that make their connections themselves.
 
 Where a URL leads is somebody else's to say: whoever answers for its name in DNS, now and at the next request, and whoever
 answers with a redirect. The judge stands where a socket is made, so the address that is judged is the one that is connected
 to, however it was spelled and whenever it was looked up. docs/adr/0022-addresses.md has what was decided and rejected.
 """
 
+import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
-from aiohappyeyeballs import AddrInfoType
+if TYPE_CHECKING:  # of aiohttp, which not every adapter that asks here needs
+    from aiohappyeyeballs import AddrInfoType
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -58,6 +60,9 @@ _UNICAST: Final = IPv6Network("2000::/3")
 _INNER: Final = ("localhost", "local", "internal", "test", "home.arpa", "svc")
 """Ends of names that the public DNS does not have: RFC 6761, RFC 6762, RFC 8375, ICANN's `internal`, Kubernetes' services."""
 
+_NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
+"""The end of a name that is another spelling of an IPv4 address: 2130706433, 0x7f.1 (https://url.spec.whatwg.org/#ends-in-a-number-checker)."""
+
 
 class AddressRefused(OSError):
     """A name led to an address that is not taken. The message says which, and what to configure."""
@@ -82,7 +87,7 @@ class Judge:
         literal = literals([host])
         return cls((*listed, *literal), private=not literal and _is_inner(host))
 
-    def socket(self, info: AddrInfoType) -> socket.socket:
+    def socket(self, info: "AddrInfoType") -> socket.socket:
         """A socket for that address, as `aiohttp.TCPConnector(socket_factory=…)` asks for it. Raises `AddressRefused`."""
         family, kind, protocol, _, address = info
         self.check(str(address[0]))
@@ -104,6 +109,12 @@ class Judge:
             )
 
 
+def is_here(host: str) -> bool:
+    """Whether a host, or the path of a socket, is of this machine by its spelling alone."""
+    loopback = any(network.is_loopback for network in literals([host]))
+    return loopback or host.startswith("/") or host.lower() == "localhost"
+
+
 def literals(hosts: Iterable[str]) -> tuple[Network, ...]:
     """Those of the hosts that are addresses, in brackets or not, each as a network of one."""
     found: list[Network] = []
@@ -117,6 +128,8 @@ def literals(hosts: Iterable[str]) -> tuple[Network, ...]:
 
 def _is_inner(host: str) -> bool:
     name = host.rstrip(".").lower()
+    if _NUMBER.fullmatch(name.rpartition(".")[2]):
+        return False
     return "." not in name or any(name == end or name.endswith(f".{end}") for end in _INNER)
 
 

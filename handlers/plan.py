@@ -32,8 +32,9 @@ class StagingSource:
         if not location.startswith(self.location):
             return None
         rest = location[len(self.location) :]
-        # A file URL is percent-encoded (RFC 8089); the keys of object stores are written raw by every tool.
-        key = unquote(rest, errors="strict") if urlsplit(self.location).scheme == "file" else rest
+        if self._web and not {"?", "#"}.isdisjoint(rest):
+            raise Refused("staging_not_allowed", "location: a query or a fragment is no part of a key")
+        key = unquote(rest, errors="strict") if self._encoded else rest
         try:
             check_key(key)
         except InvalidKey as exc:
@@ -42,7 +43,16 @@ class StagingSource:
 
     def location_of(self, key: str) -> str:
         """The URL that `key_of` turns back into `key`."""
-        return self.location + (quote(key) if urlsplit(self.location).scheme == "file" else key)
+        return self.location + (quote(key) if self._encoded else key)
+
+    @property
+    def _web(self) -> bool:
+        return urlsplit(self.location).scheme in {"http", "https"}
+
+    @property
+    def _encoded(self) -> bool:
+        """The URLs of files (RFC 8089) and of the web are percent-encoded; the keys of object stores are written raw by every tool."""
+        return self._web or urlsplit(self.location).scheme == "file"
 
 
 @dataclass(frozen=True, slots=True)
