@@ -3,6 +3,7 @@
 `transload explain` prints these plans; the tests of the handlers compare them.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
@@ -153,5 +154,10 @@ def find_source(sources: Sequence[StagingSource], location: str) -> tuple[Stagin
     known = ", ".join(f"{source.location}{source.prefix}" for source in sources)
     raise Refused(
         "staging_not_allowed",
-        f"location {location.partition('?')[0][:200]!a} is not under a configured staging source ({known})",
+        f"location {_shown(location)!a} is not under a configured staging source ({known})",
     )
+
+
+def _shown(location: str) -> str:
+    """Without what may be a credential: userinfo and query."""
+    return re.sub(r"://[^/\s]*@", "://…@", location.partition("?")[0])[:200]
