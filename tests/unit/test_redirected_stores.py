@@ -175,6 +175,23 @@ async def test_case_96_a_namenode_does_not_send_us_to_metadata(address: str) -> 
             await client.aclose()
 
 
+@pytest.mark.parametrize(
+    ("adapter", "options"), [(GcsBackend, gcs_options), (HdfsBackend, hdfs_options)], ids=["gcs", "hdfs"]
+)
+async def test_a_proxy_of_the_environment_is_not_asked(
+    adapter: type[BackendAdapter], options: Callable[[str], BackendOptions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with elsewhere() as (proxy, asked), redirecting("http://nobody") as (url, seen):
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name)
+        with pytest.raises(StorageError):
+            await adapter.connect(options(url))
+        assert seen
+        assert asked == []
+
+
 async def test_what_lies_packed_in_s3_is_read_as_it_lies_there(localstack: LocalStackEndpoint) -> None:
     packed = gzip.compress(bytes(1_000_000))
     async with fronted_backend(localstack) as (backend, _), s3_client(localstack) as client:

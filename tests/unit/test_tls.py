@@ -160,6 +160,29 @@ async def test_case_104_postgresql_proves_who_it_is(
     )
 
 
+async def test_case_104_postgresql_is_verified_against_the_system_s_authorities(
+    postgresql: PostgresqlServer, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with front_before(postgresql.url, authority.server(), postgresql=True) as front:
+        options = postgres_options(postgresql.url, host="127.0.0.1", port=front.port, sslmode="verify-full")
+        with pytest.raises(PermissionDenied, match="configure sslrootcert"):
+            await PostgresBackend.connect(options)
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.trusted))
+        await (await PostgresBackend.connect(options)).aclose()
+    # A server without TLS, where it is asked for.
+    plain = options.model_copy(update={"port": urlsplit(postgresql.url).port})
+    with pytest.raises(StorageError, match="configure sslmode"):
+        await PostgresBackend.connect(plain)
+
+
+def test_case_104_only_a_server_of_this_machine_need_not_prove_itself() -> None:
+    def mode(host: str) -> str:
+        return PostgresOptions(host=host, database="d", user="u").mode
+
+    assert [mode(host) for host in ("127.0.0.1", "localhost", "/run/postgresql", "::1")] == ["prefer"] * 4
+    assert [mode(host) for host in ("db", "10.0.0.1", "db.example.org")] == ["verify-full"] * 3
+
+
 async def test_case_104_the_ledger_s_server_proves_who_it_is(
     postgresql: PostgresqlServer, authority: Authority, wrong: ssl.SSLContext
 ) -> None:
