@@ -3,16 +3,26 @@
 Keys, a profile, or nothing of both, which leaves it to the SDK's own chain: environment, web identity (IRSA), configuration
 files, the roles of containers and instances. With `role_arn`, whoever that is assumes the role. Everything that expires is
 renewed a quarter of an hour before its end, so a transfer outlives the credentials it began with.
+
+A redirect is never followed: it would take the body, and a session token, to whatever host the answer names. What S3 says
+about a bucket's region botocore heeds by itself, by asking AWS there.
 """
 
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from aiobotocore.config import AioConfig
 from aiobotocore.credentials import AioDeferredRefreshableCredentials
+from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession
+from aiohttp import ClientResponse, ClientSession
 from botocore.exceptions import ClientError, CredentialRetrievalError
 
 from backends.aws_options import AwsOptions
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_REGION = "x-amz-bucket-region"
 
 
 class RoleNotAssumed(CredentialRetrievalError):  # type: ignore[misc]  # botocore has no types
@@ -24,15 +34,41 @@ def open_session(options: AwsOptions) -> AioSession:
 
     Raises botocore's `ProfileNotFound`. The calls of a client raise `RoleNotAssumed` for a role that is refused.
     """
-    session = AioSession(profile=options.profile)
+    session = _session(options)
     if options.access_key_id is not None and options.secret_access_key is not None:
         token = options.session_token.get_secret_value() if options.session_token else None
         session.set_credentials(options.access_key_id, options.secret_access_key.get_secret_value(), token)
     if options.role_arn is None:
         return session
-    assumed = AioSession(profile=options.profile)
+    assumed = _session(options)
     assumed.register_component("credential_provider", _Role(session, options))
     return assumed
+
+
+def _session(options: AwsOptions) -> AioSession:
+    session = AioSession(profile=options.profile)
+    # Clients lay their own configuration over this one.
+    session.set_default_client_config(AioConfig(http_session_cls=_Straight))
+    return session
+
+
+class _Straight(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
+    """aiobotocore's own transport, which leaves redirects to aiohttp, and so would follow them."""
+
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        session = await super()._get_session(proxy_url)
+        return SimpleNamespace(request=partial(_request, session))
+
+
+async def _request(session: ClientSession, method: str, **arguments: Any) -> ClientResponse:
+    response = await session.request(method, **arguments, allow_redirects=False)
+    if "Location" in response.headers and response.status in _REDIRECTS and _REGION not in response.headers:
+        # Not left to botocore, which would ask for the bucket's region, and be redirected, over and over.
+        response.close()
+        raise RuntimeError(
+            f"HTTP {response.status} to another place, which is not followed; see endpoint_url"
+        )
+    return response
 
 
 class _Role:

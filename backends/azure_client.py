@@ -138,6 +138,8 @@ def service_for(options: AzureOptions) -> tuple[BlobServiceClient, AsyncTokenCre
         "retry_policy": ExponentialRetry(
             initial_backoff=1, increment_base=2, random_jitter_range=1, retry_total=options.retries
         ),
+        # A redirect would take the body to whatever host the answer names.
+        "permit_redirects": False,
         "max_single_put_size": options.block_size,
         "max_single_get_size": READ_SIZE,
         "max_chunk_get_size": READ_SIZE,

@@ -100,6 +100,10 @@ class BackendOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def unverified(self) -> str | None:
+        """What these options leave unverified of whoever answers, and the option that does: a line for a warning. None: nothing."""
+        return None
+
 
 class StorageBackend(Protocol):
     """See the module's docstring for what holds everywhere; adapters document only how they differ."""

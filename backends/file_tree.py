@@ -21,8 +21,9 @@ from backends.failpoints import failpoint
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BELOW = _DIRECTORY | os.O_NOFOLLOW
-# O_NONBLOCK: opening a FIFO somebody planted must not hang a thread; regular files ignore it.
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# O_PATH: a planted FIFO or device is found without being opened, which may wait, or do something.
+_FIND = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _UNNAMED = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
@@ -137,11 +138,14 @@ class Tree:
 
     def open_object(self, key: str) -> tuple[int, int]:
         """Descriptor and size of a regular file. A directory there is EISDIR, anything else `InvalidKey`."""
-        file = self._open(key, _READ)
-        status = os.fstat(file)
-        if stat.S_ISREG(status.st_mode):
-            return file, status.st_size
-        os.close(file)
+        found = self._open(key, _FIND)
+        try:
+            status = os.fstat(found)
+            if stat.S_ISREG(status.st_mode):
+                # The very file that was looked at, whatever has the name by now.
+                return os.open(f"/proc/self/fd/{found}", _READ), status.st_size
+        finally:
+            os.close(found)
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, "Is a directory")
         raise InvalidKey(f"{key!r} below {self.root} is not a regular file")

@@ -75,6 +75,14 @@ class GcsClient:
         asked = f"?{urlencode(query, doseq=True, quote_via=quote)}" if query else ""
         return f"{self._base}/{api}/{'/'.join(quote(segment, safe='') for segment in path)}{asked}"
 
+    def at_home(self, url: str, doing: str) -> str:
+        """The path and query of a URL that an answer named, at our endpoint: tokens and bytes go nowhere else."""
+        try:
+            named = URL(url, encoded=True)
+            return str(URL(self._base).origin()) + named.raw_path_qs
+        except ValueError as exc:
+            raise Unavailable(f"GCS could not {doing}: it named a session that is no URL") from exc
+
     def attempts(self) -> AsyncRetrying:
         """The one retry of this adapter: passing failures, jittered, a few seconds in all. The last one comes out."""
         return AsyncRetrying(

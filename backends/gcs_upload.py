@@ -156,7 +156,7 @@ class ResumableUpload:
             failpoint("gcs.create.after")
         if not answer.headers.get("Location"):
             raise Unavailable(f"GCS could not {self._doing}: it opened no session")
-        return answer.headers["Location"]
+        return self._client.at_home(answer.headers["Location"], self._doing)
 
     async def _chunk(self, session: str, chunk: bytes) -> None:
         with _anew(), translated(self._doing):

@@ -20,6 +20,7 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
+from backends.addresses import Judge, literals
 from backends.errors import InvalidKey, NotFound, PermissionDenied, Unsupported
 from backends.hdfs_errors import check, translated, understood
 from backends.hdfs_options import HdfsOptions
@@ -69,10 +70,19 @@ class WebHdfs:
         with translated(f"read {options.ca_file}"):
             tls = ssl.create_default_context(cafile=options.ca_file) if self._base.scheme == "https" else True
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=options.max_connections, ssl=tls),
+            connector=aiohttp.TCPConnector(
+                limit=options.max_connections,
+                ssl=tls,
+                # A cluster has private addresses. A NameNode that names a cloud's metadata is not obeyed.
+                socket_factory=Judge(
+                    literals([self._base.raw_host or "", *options.datanodes]), private=True
+                ).socket,
+            ),
             # The NameNode's cookie is a credential; nobody is to get it.
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept-Encoding": "identity"},
+            # Nothing is asked for packed, and nothing that comes packed is unpacked.
+            auto_decompress=False,
             timeout=aiohttp.ClientTimeout(
                 total=None, connect=None, sock_connect=options.connect_timeout, sock_read=options.read_timeout
             ),

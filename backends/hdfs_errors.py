@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import aiohttp
 
+from backends.addresses import AddressRefused
 from backends.errors import (
     Conflict,
     InvalidKey,
@@ -65,6 +66,8 @@ def understood(doing: str) -> Iterator[None]:
 def _translate(exc: Exception, doing: str) -> StorageError:
     if isinstance(exc, aiohttp.ClientSSLError):
         return PermissionDenied(f"HDFS could not {doing}: {type(exc).__name__}; see ca_file")
+    if isinstance(exc, aiohttp.ClientConnectorError) and isinstance(exc.os_error, AddressRefused):
+        return PermissionDenied(f"HDFS could not {doing}: {exc.os_error}")
     return Unavailable(f"HDFS could not {doing}: {type(exc).__name__}")
 
 

@@ -5,9 +5,8 @@ room; an answer of the API, whatever its status, comes out as an answer.
 """
 
 import asyncio
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -21,46 +20,39 @@ from backends.errors import PermissionDenied, StorageError, Unavailable
 from backends.http_api_body import PIECE, Answer, Source, pieces
 from backends.http_api_errors import translated
 from backends.http_api_options import HttpOptions
+from backends.http_api_reach import connections, redirected
 
 ANSWER_LIMIT = 16 << 20
 """Bytes of an answer that are looked at: a page of a listing is the largest."""
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 
 
 class HttpClient:
-    """One pool of connections. `open` makes it."""
+    """Connections to the API, and others to where it redirects. `open` makes them."""
 
-    def __init__(self, options: HttpOptions, session: aiohttp.ClientSession) -> None:
-        """`session` is closed by `aclose`."""
+    def __init__(
+        self,
+        options: HttpOptions,
+        session: aiohttp.ClientSession,
+        abroad: aiohttp.ClientSession,
+        resources: AsyncExitStack,
+    ) -> None:
+        """`abroad` is for other origins; `resources` closes both sessions."""
         self._options = options
         self._session = session
+        self._abroad = abroad
+        self._resources = resources
 
     @classmethod
     async def open(cls, options: HttpOptions) -> Self:
         """No proxy, no netrc, no cookies: only what the options say. Raises `StorageError` for an unusable `ca_file`."""
-        try:
-            trusted = await asyncio.to_thread(ssl.create_default_context, cafile=options.ca_file)
-        except OSError as exc:
-            raise StorageError(
-                f"the certificates of {options.ca_file} cannot be read: {exc.strerror}"
-            ) from exc
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=options.max_connections, ssl=trusted if options.verify_tls else False
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=options.total_timeout, sock_connect=options.connect_timeout),
-            # What is stored is what was sent: an answer is never unpacked here, and none is asked for packed.
-            auto_decompress=False,
-            headers={"Accept-Encoding": "identity", "User-Agent": "transload"},
-            read_bufsize=CHUNK_SIZE,
-        )
-        return cls(options, session)
+        async with AsyncExitStack() as stack:
+            here, abroad = await connections(options, stack)
+            return cls(options, here, abroad, stack.pop_all())
 
     async def aclose(self) -> None:
-        await self._session.close()
+        await self._resources.aclose()
 
     async def ask(
         self, method: str, url: str, doing: str, headers: Mapping[str, str] | None = None, limit: int = PIECE
@@ -75,7 +67,9 @@ class HttpClient:
     async def reading(
         self, method: str, url: str, doing: str, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """As `ask`, with the answer's body still to be read. Redirects within the origin are followed for GET and HEAD."""
+        """As `ask`, with the answer's body still to be read. Redirects are followed for GET and HEAD, as far as
+        backends/http_api_reach.py lets them lead.
+        """
         response = await self._begin(method, url, doing, headers or {})
         try:
             wait = self._pause(response.status, response.headers)
@@ -94,18 +88,25 @@ class HttpClient:
     async def _begin(
         self, method: str, url: str, doing: str, headers: Mapping[str, str]
     ) -> aiohttp.ClientResponse:
-        target = URL(url, encoded=True)
+        target, session = URL(url, encoded=True), self._session
         for _ in range(_MOST_REDIRECTS + 1):
             with translated(doing):
-                own = await self._credentials()
+                # Whoever has sent us away may have chosen what we are to ask for, also where that is at home again.
+                own = await self._credentials() if session is self._session else {}
                 async with asyncio.timeout(self._options.idle_timeout):
-                    response = await self._session.request(
+                    response = await session.request(
                         method, target, headers={**own, **headers}, allow_redirects=False
                     )
-            there = _redirected(response, target) if method in {"GET", "HEAD"} else None
+            there = (
+                redirected(response, target, self._options.redirect_hosts)
+                if method in {"GET", "HEAD"}
+                else None
+            )
             if there is None:
                 return response
             response.close()
+            if there.origin() != target.origin():
+                session = self._abroad
             target = there
         raise StorageError(f"could not {doing}: more than {_MOST_REDIRECTS} redirects")
 
@@ -288,18 +289,6 @@ async def _read(response: aiohttp.ClientResponse, least: int) -> bytes:
     while len(read) < least and (piece := await response.content.read(CHUNK_SIZE - len(read))):
         read += piece
     return bytes(read)
-
-
-def _redirected(response: aiohttp.ClientResponse, target: URL) -> URL | None:
-    """Where a redirect leads, if that is the same origin: credentials and objects stay where they were configured."""
-    location = response.headers.get("Location")
-    if response.status not in _REDIRECTS or not location:
-        return None
-    try:
-        there = target.join(URL(location))
-        return there if there.origin() == target.origin() else None
-    except ValueError:
-        return None
 
 
 async def _ended(task: "asyncio.Task[Answer]") -> None:

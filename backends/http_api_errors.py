@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 import aiohttp
 
+from backends.addresses import AddressRefused
 from backends.errors import (
     Conflict,
     IntegrityError,
@@ -39,7 +40,8 @@ _HINTS: Mapping[int, str] = MappingProxyType(
     {
         202: "; it has not said that the object is stored",
         301: "; it has moved: configure the new base_url",
-        302: "; redirects to another origin, and of writes, are not followed: configure base_url",
+        302: "; redirects of writes, and to hosts that are not in redirect_hosts, are not followed: configure base_url",
+        307: "; redirects of writes, and to hosts that are not in redirect_hosts, are not followed: configure base_url",
         308: "; it has moved: configure the new base_url",
         401: "; configure token, token_file or headers",
         405: "; configure method or stat_method",
@@ -65,6 +67,8 @@ def _translate(exc: Exception, doing: str) -> StorageError:
     """Whatever aiohttp raises leaves open what the API has done. `TimeoutError` is an `OSError`."""
     if isinstance(exc, (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError)):
         return Unavailable(f"could not {doing}: the certificate is not trusted; configure ca_file")
+    if isinstance(exc, aiohttp.ClientConnectorError) and isinstance(exc.os_error, AddressRefused):
+        return PermissionDenied(f"could not {doing}: {exc.os_error}")
     return Unavailable(f"could not {doing}: {type(exc).__name__}")
 
 

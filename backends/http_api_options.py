@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from backends.addresses import Network
 from backends.base import BackendOptions
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -106,6 +107,16 @@ class HttpOptions(BackendOptions):
         description="Longest `Retry-After`, in seconds, that is waited for; once a request.",
     )
     max_connections: int = Field(default=64, ge=1, description="Connections; a request waits for one.")
+    allow_networks: tuple[Network, ...] = Field(
+        default=(),
+        description="Networks (`10.0.0.0/8`) whose addresses are taken besides public ones. An address in `base_url`, and private "
+        "ones for a name that the public DNS does not have, need not be listed.",
+    )
+    redirect_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Hosts (patterns with `*`, with `:port` unless it is the scheme's own) that reads may be redirected to. They get "
+        "neither token nor headers.",
+    )
     ca_file: Path | None = Field(default=None, description="Certificates to trust instead of the system's.")
     verify_tls: bool = Field(default=True, description="Check the API's certificate. Leave it on.")
 
@@ -143,6 +154,10 @@ class HttpOptions(BackendOptions):
     def proof(self) -> Verify:
         """The effective `verify`."""
         return self.verify or ("read_back" if self.reads else "answer")
+
+    def unverified(self) -> str | None:
+        """See `BackendOptions`."""
+        return None if self.verify_tls else "the certificate of the API is not verified (verify_tls: false)"
 
     @property
     def root(self) -> str:

@@ -4,6 +4,7 @@ Used by backends/postgres*.py. asyncpg and its errors stay in this file.
 """
 
 import asyncio
+import ssl
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.parse import urlencode
 import asyncpg  # type: ignore[import-untyped] # it ships no type information; everything of it stays in this file
 from pydantic import Field, SecretStr
 
+from backends.addresses import is_here
 from backends.base import BackendOptions
 from backends.errors import (
     Conflict,
@@ -25,6 +27,8 @@ from backends.errors import (
 )
 
 T = TypeVar("T")
+
+SslMode = Literal["disable", "prefer", "require", "verify-ca", "verify-full"]
 
 CLEANUP_SECONDS = 10.0
 """What a statement of the cleaning up after a failure may take; the rest is left to a sweep."""
@@ -39,11 +43,14 @@ class PostgresOptions(BackendOptions):
     database: str = Field(min_length=1, description="Database; it must exist, with encoding UTF8.")
     user: str = Field(min_length=1, description="Role to log in as.")
     password: SecretStr | None = Field(default=None, description="Its password.")
-    sslmode: Literal["disable", "prefer", "require", "verify-ca", "verify-full"] = Field(
-        default="prefer", description="As libpq has it; only the last two check who answers."
+    sslmode: SslMode | None = Field(
+        default=None,
+        description="As libpq has it; only the last checks that it is `host` who answers. By default `verify-full`, and for a "
+        "server on this machine `prefer`.",
     )
     sslrootcert: Path | None = Field(
-        default=None, description="Certificates of the authorities that are trusted, for `verify-…`."
+        default=None,
+        description="Certificates of the authorities that are trusted, for `verify-…`, instead of the system's.",
     )
     schema_name: str = Field(
         default="transload",
@@ -72,6 +79,17 @@ class PostgresOptions(BackendOptions):
     )
 
     @property
+    def mode(self) -> SslMode:
+        """The effective `sslmode`."""
+        return self.sslmode or ("prefer" if is_here(self.host) else "verify-full")
+
+    def unverified(self) -> str | None:
+        """See `BackendOptions`."""
+        if self.mode == "verify-full" or is_here(self.host):
+            return None
+        return f"it is not verified that {self.host} answers (sslmode: {self.mode})"
+
+    @property
     def location(self) -> str:
         """`postgresql://host:port/database/schema/`."""
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -91,7 +109,7 @@ class Database:
     @classmethod
     async def open(cls, options: PostgresOptions) -> "Database":
         """Nothing is connected yet."""
-        query: dict[str, str] = {"sslmode": options.sslmode}
+        query: dict[str, str] = {"sslmode": options.mode}
         if options.sslrootcert is not None:
             query["sslrootcert"] = str(options.sslrootcert)
         settings = {"application_name": "transload"}
@@ -107,6 +125,7 @@ class Database:
                 user=options.user,
                 password=options.password.get_secret_value() if options.password else None,
                 timeout=options.connect_timeout,
+                ssl=_system_tls(options.mode) if options.sslrootcert is None else None,
                 min_size=0,
                 max_size=options.max_connections,
                 statement_cache_size=0 if options.pooler else 100,
@@ -178,6 +197,15 @@ class Database:
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._pool.close()
+
+
+def _system_tls(mode: SslMode) -> ssl.SSLContext | None:
+    """For `verify-…` without certificates of its own, which the driver would look for in a home directory; else None."""
+    if mode not in {"verify-ca", "verify-full"}:
+        return None
+    context = ssl.create_default_context()
+    context.check_hostname = mode == "verify-full"
+    return context
 
 
 async def _leave(_: object) -> None:
@@ -268,5 +296,12 @@ def _translate(exc: Exception, where: str) -> StorageError:
         state, said = exc.sqlstate or "", exc.message or type(exc).__name__
         kind, remedy = _ERRORS.get(state) or _ERRORS.get(state[:2]) or (Unavailable, "")
         return kind(f"{where}: {said}{remedy}")
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        remedy = "configure sslrootcert; or sslmode, if nobody need be recognized"
+        return PermissionDenied(
+            f"{where}: the server's certificate is not trusted ({exc.verify_message}); {remedy}"
+        )
     kind = StorageError if isinstance(exc, ValueError) else Unavailable
+    if isinstance(exc, ConnectionError) and "rejected SSL" in str(exc):
+        return kind(f"{where}: the server has no TLS; switch it on there, or configure sslmode: prefer")
     return kind(f"{where}: {str(exc) or type(exc).__name__}")

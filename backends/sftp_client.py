@@ -5,7 +5,6 @@ asked and no key tried that they do not name.
 """
 
 import asyncio
-import logging
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Self
@@ -89,6 +88,12 @@ class SFTPOptions(BackendOptions):
             )
         return self
 
+    def unverified(self) -> str | None:
+        """See `BackendOptions`."""
+        return (
+            None if self.verify_host_key else "the server's host key is not verified (verify_host_key: false)"
+        )
+
     @property
     def location(self) -> str:
         """`sftp://user@host/srv/`, with the port where it is not 22."""
@@ -120,11 +125,6 @@ class Door:
             raise StorageError(
                 f"{options.location}: a configured key or known_hosts file cannot be read: {exc}"
             ) from exc
-        if trusted is None:
-            logging.getLogger(__name__).warning(
-                "%s: the host key is not verified (verify_host_key: false); whoever sits on the way can read and change everything",
-                options.location,
-            )
         return cls(options, keys, trusted)
 
     async def open(self) -> asyncssh.SSHClientConnection:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from backends.base import CHUNK_SIZE, Attributes, Promise, Receipt, StorageBackend, single
-from backends.errors import Conflict, NotFound, Unsupported
+from backends.errors import Conflict, InvalidKey, NotFound, Unsupported
 from backends.wrapper import bare
 from handlers import dedup, sidecar
 from handlers.fan_out import give_each
@@ -154,7 +154,7 @@ class _Run:
         attributes = stamped(write.attributes, self._clock())
         try:
             receipt = await target.copy_from(self._staging, source.key, write.key, attributes, promise)
-        except (Unsupported, NotFound):
+        except (Unsupported, NotFound, InvalidKey):
             return  # the stream finds out, and says whose fault it is
         except Exception as exc:  # noqa: BLE001 - as in `_write`
             self._misses[write.target] = Miss(write, exc)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from backends.base import StorageBackend
 from backends.checksums import running
-from backends.errors import IntegrityError, NotFound
-from handlers.errors import PayloadMissing
+from backends.errors import IntegrityError, InvalidKey, NotFound
+from handlers.errors import PayloadMissing, Refused
 from handlers.plan import Source
 from handlers.transforms.base import Meter
 
@@ -49,7 +49,10 @@ class Before:
 
 
 class opened:  # noqa: N801 - used as a function: an async context manager without the generator's overhead
-    """Opens the source; only a missing *payload* is `PayloadMissing`, a target's NotFound is not."""
+    """Opens the source; only a missing *payload* is `PayloadMissing`, a target's NotFound is not.
+
+    What cannot lie in this staging at all, as what a symbolic link leads to, is `Refused`.
+    """
 
     def __init__(self, source: Source, staging: StorageBackend) -> None:
         self._source = source
@@ -62,6 +65,8 @@ class opened:  # noqa: N801 - used as a function: an async context manager witho
             raise PayloadMissing(
                 f"no payload {self._source.key!r} in staging {self._source.staging!r}"
             ) from exc
+        except InvalidKey as exc:
+            raise Refused("staging_not_allowed", str(exc)) from exc
 
     async def __aexit__(self, *exc_info: object) -> bool | None:
         return await self._context.__aexit__(*exc_info)  # type: ignore[arg-type] # object is what the protocol hands on

@@ -3,6 +3,7 @@
 `transload explain` prints these plans; the tests of the handlers compare them.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
@@ -32,8 +33,9 @@ class StagingSource:
         if not location.startswith(self.location):
             return None
         rest = location[len(self.location) :]
-        # A file URL is percent-encoded (RFC 8089); the keys of object stores are written raw by every tool.
-        key = unquote(rest, errors="strict") if urlsplit(self.location).scheme == "file" else rest
+        if self._web and not {"?", "#"}.isdisjoint(rest):
+            raise Refused("staging_not_allowed", "location: a query or a fragment is no part of a key")
+        key = unquote(rest, errors="strict") if self._encoded else rest
         try:
             check_key(key)
         except InvalidKey as exc:
@@ -42,7 +44,16 @@ class StagingSource:
 
     def location_of(self, key: str) -> str:
         """The URL that `key_of` turns back into `key`."""
-        return self.location + (quote(key) if urlsplit(self.location).scheme == "file" else key)
+        return self.location + (quote(key) if self._encoded else key)
+
+    @property
+    def _web(self) -> bool:
+        return urlsplit(self.location).scheme in {"http", "https"}
+
+    @property
+    def _encoded(self) -> bool:
+        """The URLs of files (RFC 8089) and of the web are percent-encoded; the keys of object stores are written raw by every tool."""
+        return self._web or urlsplit(self.location).scheme == "file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,5 +154,10 @@ def find_source(sources: Sequence[StagingSource], location: str) -> tuple[Stagin
     known = ", ".join(f"{source.location}{source.prefix}" for source in sources)
     raise Refused(
         "staging_not_allowed",
-        f"location {location.partition('?')[0][:200]!a} is not under a configured staging source ({known})",
+        f"location {_shown(location)!a} is not under a configured staging source ({known})",
     )
+
+
+def _shown(location: str) -> str:
+    """Without what may be a credential: userinfo and query."""
+    return re.sub(r"://[^/\s]*@", "://…@", location.partition("?")[0])[:200]

@@ -21,7 +21,7 @@ from handlers.layouts import make_layout
 from handlers.resource_fetched import ResourceFetchedHandler
 from handlers.routes import Match, Route, Routes, Target
 from handlers.transforms.key_ring import KeyRing
-from worker import audit, stores
+from worker import audit, stores, unverified
 from worker.admin import AdminServer
 from worker.budget import Budget
 from worker.circuits import Circuits
@@ -66,6 +66,7 @@ async def open_service(
 
     `tracing` is the caller's own; without, it is what the settings say.
     """
+    unverified.warn(settings)
     async with AsyncExitStack() as stack:
         metrics, health = Metrics(), Health()
         if settings.cloudwatch.enabled:
@@ -137,6 +138,7 @@ async def open_housekeeping(settings: Settings) -> AsyncIterator[Housekeeping]:
 @asynccontextmanager
 async def open_producer(settings: Settings, *, tracing: Tracing | None = None) -> AsyncIterator[Producer]:
     """The fetcher's side: stages into the first staging source, announces on the queue. `tracing` as for `open_service`."""
+    unverified.warn(settings)
     async with AsyncExitStack() as stack:
         if tracing is None:
             tracing = await stack.enter_async_context(open_tracing(settings))

@@ -24,6 +24,7 @@ KEYS = (
     "100%",
     "%41",
     "%2F",
+    "in/%2e%2e/%2E%2E/%2e%2e%2fup",
     "#fragment",
     "query?x=1&y=2",
     "quote'\"quote",

@@ -1,5 +1,6 @@
 """What PostgreSQL, or the way to it, refuses, as the ledger's errors. Used by worker/ledger/postgresql.py only."""
 
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -26,6 +27,9 @@ def translated(url: URL) -> Iterator[None]:
         yield
     except (DBAPIError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as exc:
         raise _translate(exc, url) from exc
+    except ssl.SSLCertVerificationError as exc:
+        # A ValueError besides, though it says nothing of the entry.
+        raise LedgerUnavailable(f"{_told(exc, url)}; see sslmode and sslrootcert in ledger.url") from exc
     except (StatementError, ArithmeticError, TypeError, ValueError, RecursionError) as exc:
         # Raised before the database was asked: a value it has no type for.
         raise LedgerRefused(_told(_origin(exc), url)) from exc

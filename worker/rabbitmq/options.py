@@ -1,6 +1,6 @@
 """Which RabbitMQ broker. The options of worker/queues/rabbitmq.py and worker/publishers/rabbitmq.py begin with these."""
 
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from pydantic import BaseModel, Field, SecretStr, field_validator
 
@@ -10,7 +10,7 @@ class RabbitOptions(BaseModel):
 
     url: SecretStr = Field(
         description="amqp://user:password@host:5672/vhost, or amqps://…; TLS files go into the query: "
-        "cafile, certfile, keyfile."
+        "cafile, certfile, keyfile; no_verify_ssl=1 takes any certificate."
     )
     timeout: float = Field(
         default=10.0, gt=0, description="Seconds the broker has to answer, and to confirm a message."
@@ -28,6 +28,13 @@ class RabbitOptions(BaseModel):
             # What is wrong with it may lie in the password, so the URL is not repeated.
             raise ValueError("is no amqp:// or amqps:// URL with a host; percent-encode the password")
         return url
+
+    def unverified(self) -> str | None:
+        """What the URL leaves unverified of whoever answers: a line for a warning. None: nothing."""
+        parts = urlsplit(self.url.get_secret_value())
+        # As aiormq reads it: whatever is not 0.
+        off = parts.scheme == "amqps" and parse_qs(parts.query).get("no_verify_ssl", ["0"])[-1] != "0"
+        return "the broker's certificate is not verified (no_verify_ssl in the url)" if off else None
 
     @property
     def place(self) -> str:

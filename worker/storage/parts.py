@@ -11,7 +11,7 @@ from functools import partial
 
 from backends.base import StorageBackend
 from handlers.plan import StagingSource
-from worker import audit, bootstrap, stores
+from worker import audit, bootstrap, stores, unverified
 from worker.disposition import RetryPolicy
 from worker.ledger.base import Ledger
 from worker.metrics import Metrics
@@ -50,6 +50,7 @@ async def open_parts(storing: Storing) -> AsyncGenerator[Parts, None]:
         # The folder first: what follows puts its files beside it.
         staged = await stack.enter_async_context(workspace(storing.home / "staging"))
         settings = storing.settings(staged)
+        unverified.warn(settings)
         metrics = Metrics()
         if settings.cloudwatch.enabled:
             await stack.enter_async_context(bootstrap.sending_metrics(settings, metrics))
