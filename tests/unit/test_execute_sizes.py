@@ -24,7 +24,7 @@ from tests.unit.test_execute import World, contents, sha256
 from tests.unit.test_size_policy import policy, zipped
 
 LIMIT = 100
-DATA = os.urandom(250)
+DATA = os.urandom(249) + b"."
 NAMES = ["part-00001", "part-00002", "part-00003", "parts.json"]
 """What becomes of it."""
 

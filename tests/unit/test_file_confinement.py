@@ -5,7 +5,7 @@ import ctypes
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -130,12 +130,22 @@ async def test_case_95_what_was_looked_at_is_what_is_read(
         await read(backend, "d/k")
 
 
+def opened() -> Iterator[str]:
+    """What this process has open, by name; a file without one is called after its directory."""
+    for entry in os.scandir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            yield os.readlink(entry.path)
+
+
 async def test_case_95_a_link_planted_while_a_write_is_under_way_leads_nowhere(
     backend: FileBackend, root: Path, outside: Path
 ) -> None:
     async def planting() -> AsyncIterator[bytes]:
         yield bytes(2 * CHUNK_SIZE)
         yield bytes(2 * CHUNK_SIZE)
+        async with asyncio.timeout(10):
+            while not any(name.startswith(f"{root}/d/") for name in opened()):  # noqa: ASYNC110 - a file's opening is no event
+                await asyncio.sleep(0.01)
         (root / "d").rename(root / "aside")
         (root / "d").symlink_to(outside)
         yield b"end"
