@@ -5,6 +5,7 @@ Answers go to stdout, everything else (logs, progress, errors) to stderr, so tha
 """
 
 import asyncio
+import importlib.metadata
 import os
 import signal
 import sys
@@ -65,6 +66,12 @@ app.add_typer(cli_dead_letters.app, name="dlq")
 app.add_typer(cli_outbox.app, name="outbox")
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(importlib.metadata.version("transload"))
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     context: typer.Context,
@@ -78,6 +85,10 @@ def options(
             metavar="DIR", help="Where everything embedded lies. Also TRANSLOAD_HOME; default ~/.transload."
         ),
     ] = None,
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end."),
+    ] = False,
 ) -> None:
     """Event-driven storage worker: staged payloads in, durable objects and one completion per bundle out."""
     context.obj = Invocation(config, home, os.environ)

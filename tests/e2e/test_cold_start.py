@@ -1,6 +1,7 @@
 """The console script itself, from nothing: the other tests fork their commands from a process that has imported everything
 (tests/support/warm.py), and would not see what a command itself forgets to import."""
 
+import importlib.metadata
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,6 +148,7 @@ def test_a_command_finds_everything_it_needs(names: dict[str, str], imported: So
 def test_the_script_itself(tmp_path: Path) -> None:
     transload = Script(tmp_path / "home", cold=True)
     assert "Event-driven storage worker" in transload.ok("--help")
+    assert transload.ok("--version").strip() == importlib.metadata.version("transload")
     transload.ok("publish", Path(__file__), "--recipe", "r")
     transload.ok("run", "--until-idle")
     (completion,) = transload.lines("completions")
