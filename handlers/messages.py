@@ -35,13 +35,23 @@ _DIGITS = 40
 _ENVELOPES = 3
 """How many wrappings are opened: SNS around a CloudEvent is two; more is somebody playing."""
 
+LARGEST = 2**53 - 1
+"""Bytes of a payload at most: the largest number that every reader of JSON has exactly (RFC 7493, section 2.2)."""
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_NO_CHARACTERS = re.compile(
+    "[\ufdd0-\ufdef"
+    + "".join(f"{chr(plane | 0xFFFE)}{chr(plane | 0xFFFF)}" for plane in range(0, 0x110000, 0x10000))
+    + "]"
+)
+"""What Unicode will never assign. SQS refuses a completion whose attributes have one."""
 
 
 def _one_line(text: str) -> str:
     if _CONTROLS.search(text):
         raise ValueError("control characters are not allowed")
+    if _NO_CHARACTERS.search(text):
+        raise ValueError("code points that are no characters (as U+FFFF) are not allowed")
     return text
 
 
@@ -127,7 +137,7 @@ class Payload(_Model):
     location: Annotated[Url, Field(min_length=1)] = Field(
         description="A URL under a configured staging source."
     )
-    size: Annotated[int, Field(ge=0)] | None = Field(
+    size: Annotated[int, Field(ge=0, le=LARGEST)] | None = Field(
         default=None, description="In bytes; checked when given."
     )
     sha256: Sha256 | None = Field(default=None, description="Lower-case hex; checked when given.")

@@ -315,7 +315,9 @@ def test_case_77_bids_that_are_no_path_segment_are_refused(bid: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["id", "bundle__recipe_id", "resource__url", "payload__location"])
-@pytest.mark.parametrize("value", ["", "a\nb", "a\0", "a\x1b[31m", "a\x85b", "x" * 10_000])
+@pytest.mark.parametrize(
+    "value", ["", "a\nb", "a\0", "a\x1b[31m", "a\x85b", "a\uffff", "\ufdd0", "\U0010fffe", "x" * 10_000]
+)
 def test_case_77_control_characters_and_lengths(name: str, value: str) -> None:
     error = refusal(raw(fetched(**{name: value})))
     assert error.reason == "malformed"
@@ -334,6 +336,8 @@ def test_case_77_other_ids_stay_as_they_are(value: str) -> None:
         ("payload__size", "123"),
         ("payload__size", 1.5),
         ("payload__size", True),
+        ("payload__size", 2**53),
+        ("payload__size", 10**39),
         ("payload__sha256", "0" * 63),
         ("payload__sha256", "A" * 64),
         ("payload__sha256", "0" * 64 + "\n"),
@@ -435,10 +439,10 @@ def test_any_change_of_a_message(content: dict[str, Any], data: st.DataObject) -
 @given(
     st.builds(
         fetched,
-        id=st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=40),
-        resource__url=st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=200),
+        id=st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn"]), min_size=1, max_size=40),
+        resource__url=st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn"]), min_size=1, max_size=200),
         resource__meta=st.dictionaries(st.text(), st.text() | st.integers() | st.booleans()),
-        payload__size=st.none() | st.integers(min_value=0),
+        payload__size=st.none() | st.integers(min_value=0, max_value=2**53 - 1),
     )
 )
 def test_what_is_sent_is_what_arrives(content: dict[str, Any]) -> None:
