@@ -32,6 +32,15 @@ _DEPTH = 100
 
 _DIGITS = 40
 
+_CONTAINERS = 10_000
+"""Objects and lists in a message at most. The shortest has two bytes and becomes 64 in memory: a megabyte of them takes a second."""
+
+_VALUES = 50_000
+"""What stands in them at most, one not counted in each."""
+
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""Always a match where a string begins, so that nothing is looked at twice."""
+
 _ENVELOPES = 3
 """How many wrappings are opened: SNS around a CloudEvent is two; more is somebody playing."""
 
@@ -229,6 +238,11 @@ def _parse(text: bytes | str) -> dict[str, Any]:
     try:
         if isinstance(text, bytes):
             text = text.decode()
+        # Before there is anything but text. Only where it looks bad, strings are taken out of the count.
+        if _too_many(text) and _too_many(_STRING.sub("", text)):
+            raise Refused(
+                "malformed", f"more than {_CONTAINERS} objects and lists, or than {_VALUES} values in them"
+            )
         value = json.loads(
             text,
             object_pairs_hook=_without_duplicates,
@@ -271,6 +285,10 @@ def _bounded(text: str) -> int:
     if len(text) > _DIGITS:
         raise ValueError(f"an integer has more than {_DIGITS} digits")
     return int(text)
+
+
+def _too_many(text: str) -> bool:
+    return text.count("{") + text.count("[") > _CONTAINERS or text.count(",") > _VALUES
 
 
 def _too_deep(value: object) -> bool:

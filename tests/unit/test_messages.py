@@ -2,6 +2,7 @@
 
 import base64
 import json
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -186,11 +187,29 @@ def test_case_73_what_is_no_json_object_is_malformed(body: bytes) -> None:
     assert refusal(body).reason == "malformed"
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda text: text,
+        lambda text: raw({"Type": "Notification", "Message": text.decode()}),
+        lambda text: raw(cloud_event(None, data_base64=base64.b64encode(text).decode())),
+        lambda text: raw(cloud_event("HERE")).replace(b'"HERE"', text),
+    ],
+)
+@pytest.mark.parametrize("levels", [101, 1_000, 100_000])
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"specversion":'])
-def test_case_74_depth(opening: bytes) -> None:
+def test_case_74_depth(opening: bytes, levels: int, wrap: Callable[[bytes], bytes]) -> None:
     closing = b"]" if opening == b"[" else b"}"
-    body = opening * 100_000 + b"1" + closing * 100_000
+    body = wrap(opening * levels + b"1" + closing * levels)
     assert refusal(body, limit=len(body)).reason == "malformed"
+
+
+def test_case_74_brackets_in_a_string_are_no_levels() -> None:
+    text = "[{," * 60_000 + '"\\' * 10
+    body = raw(closed(metadata={"x": text, 'y"[': "\\"}))
+    command = decode(body, len(body))
+    assert isinstance(command, BundleClosed)
+    assert command.bundle.metadata["x"] == text
 
 
 def test_case_74_what_is_accepted_can_be_written_from_deep_down() -> None:
@@ -270,6 +289,42 @@ def test_case_75_size_is_capped() -> None:
     assert refusal(body).reason == "malformed"
     assert decode(body, limit=len(body)).id == "message-1"
     assert refusal(body, limit=len(body) - 1).reason == "malformed"
+
+
+MANY = {
+    "objects": "{}," * 10_001,
+    "lists": "[[]]," * 5_001,
+    "numbers": "1," * 50_001,
+    "texts": '"",' * 50_001,
+    "behind a string": '"\\\\","[",' + "[]," * 10_001,
+}
+
+
+@pytest.mark.parametrize("many", MANY)
+@pytest.mark.parametrize("wrap", [lambda text: text, lambda text: raw(sns(json.loads(text)))])
+def test_case_75_counts_are_capped_before_anything_is_made_of_them(
+    many: str, wrap: Callable[[bytes], bytes]
+) -> None:
+    text = raw(closed(metadata={"x": ["HERE"]})).replace(b'"HERE"', MANY[many].rstrip(",").encode())
+    body = wrap(text)
+    assert "more than 10000 objects and lists" in refusal(body, limit=len(body)).detail
+
+
+def test_case_75_what_a_message_takes_in_memory_is_bounded() -> None:
+    worst = {
+        "lists": "[" + ",".join(["[]"] * 9_990) + "]",
+        "objects": "[" + ",".join(["{}"] * 9_990) + "]",
+        "names": "{" + ",".join(f'"{n}":[]' for n in range(9_990)) + "}",
+        "numbers": "[" + ",".join(["0.5"] * 49_990) + "]",
+        "escapes": '"' + "\\u20ac" * 40_000 + '"',
+    }
+    for value in worst.values():
+        body = raw(closed(metadata={"x": "HERE"})).replace(b'"HERE"', value.encode())
+        tracemalloc.start()
+        decode(body)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4 << 20
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", 1.0, True, None, [1], {"password": CANARY * 9}])
