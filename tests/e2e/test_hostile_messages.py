@@ -35,7 +35,8 @@ class Home:
 
     @property
     def settings(self) -> Settings:
-        return load_settings(file=None, home=self.path, environ={})
+        file = self.path / "transload.yaml"
+        return load_settings(file=file if file.exists() else None, home=self.path, environ={})
 
     @property
     def location(self) -> str:
@@ -257,3 +258,79 @@ def test_case_102_one_bundle_is_shown_as_data(home: Home) -> None:
         (home.path / "message.json").write_bytes(body)
         assert one_line(name) in home.shown("explain", str(home.path / "message.json"))
     home.shown("verify", "test-0")
+
+
+def test_cases_77_to_79_a_resource_has_one_key_and_counts_once_whatever_its_messages_say(home: Home) -> None:
+    (home.path / "transload.yaml").write_text(
+        'targets: {main: {layout: "{recipe_id}/{meta[a]}/{bid}/{name}"}}\n'
+    )
+
+    def message(number: int, **changes: Any) -> bytes:
+        return home.message(id=f"m{number}", bundle__resources_count=2, **changes)
+
+    said: list[dict[str, Any]] = [
+        {"resource__meta": {"a": "first"}},
+        {"resource__meta": {"a": "../first"}},
+        {"resource__meta": {"a": "first"}, "bundle__recipe_id": "other"},
+        {"resource__meta": {"a": ["\r\n"]}, "resource__content_type": "text/html"},
+    ]
+    first, *others = (message(number, **changes) for number, changes in enumerate(said))
+    home.run([first], "json")
+    home.run(others, "json")
+    (bundle,) = home.told("bundles")
+    assert (bundle["state"], bundle["stored_count"], bundle["recipe_id"]) == ("open", 1, "r")
+    ((shown,), letters) = home.told("show", "test-fine"), home.letters()
+    ((resource,),) = (shown["resources"],)
+    assert [stored["key"] for stored in resource["objects"]] == [
+        f"r/first/test-fine/{resource_name(resource['url'])}"
+    ]
+    assert letters == {}
+    # One of these ids stands for something else already.
+    log = home.run(
+        [
+            message(1, resource__url="https://example.com/other"),
+            message(9, resource__url="https://x.example/"),
+        ],
+        "json",
+    )
+    assert [json.loads(line)["fate"] for line in log.splitlines() if "message failed" in line] == [
+        "dead: conflict"
+    ]
+    (letter,) = home.letters().values()
+    assert (letter.reason, "used before" in (letter.detail or "")) == ("conflict", True)
+    late = [
+        message(10, resource__url="https://late.example/"),
+        home.message(id="m11", resource__url="https://late.example/2"),
+    ]
+    home.run(late, "json")
+    (bundle,) = home.told("bundles")
+    assert (bundle["state"], bundle["stored_count"]) == ("published", 2)
+    assert len(home.told("completions")) == 1
+
+
+def test_resources_of_one_bundle_in_two_folders_of_a_target_have_one_manifest(home: Home) -> None:
+    (home.path / "transload.yaml").write_text(
+        "targets: {main: {archive: zip}}\n"
+        "routes:\n"
+        "  pages: {content_type: text/html, layout: 'pages/{recipe_id}/{bid}/{name}'}\n"
+        "  files: {layout: 'files/{bid}/{name}'}\n"
+    )
+    urls = [f"https://example.com/{n}" for n in range(3)]
+    said: list[dict[str, Any]] = [
+        {"resource__content_type": "text/html"},
+        {"resource__content_type": "text/html", "bundle__recipe_id": "../other"},
+        {},
+    ]
+    bodies = [
+        home.message(id=url, resource__url=url, bundle__resources_count=3, **more)
+        for url, more in zip(urls, said, strict=True)
+    ]
+    log = home.run(bodies, "json")
+    assert [json.loads(line)["event"] for line in log.splitlines()] == ["bundle complete", "bundle published"]
+    ((shown,), (told,)) = home.told("show", "test-fine"), home.told("completions")
+    (place,) = shown["targets"]
+    assert [each["manifest_key"] for each in told["targets"]] == [place["manifest_key"]]
+    manifest = json.loads((home.path / "storage" / place["manifest_key"]).read_bytes())
+    assert sorted(each["url"] for each in manifest["resources"]) == urls
+    assert {each["key"].partition("/")[0] for each in manifest["resources"]} == {"pages", "files"}
+    home.shown("verify", "test-fine")
