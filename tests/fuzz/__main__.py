@@ -19,7 +19,7 @@ from typing import Any, Final
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.fuzz import bundling, codecs, encryption, messages, tars, zips
+from tests.fuzz import bundles, bundling, codecs, encryption, messages, tars, zips
 from tests.support.hostile_messages import BATCHES
 
 _ROUND: Final = 200
@@ -36,6 +36,7 @@ class Target:
 
 TARGETS: Final[Mapping[str, Target]] = MappingProxyType(
     {
+        "bundles": Target(bundles.fuzz, bundles.BATCHES),
         "bundling": Target(bundling.fuzz, bundling.BUNDLES),
         "codecs": Target(codecs.fuzz, codecs.PAYLOADS),
         "encryption": Target(lambda change: encryption.whole(*change), encryption.CHANGED),

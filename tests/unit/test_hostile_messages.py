@@ -1,4 +1,4 @@
-"""Hostile messages on their way from the queue's bytes to a plan; tests/fuzz/messages.py has what has to hold."""
+"""Hostile messages on their way from the queue's bytes to a plan; tests/fuzz/messages.py and bundles.py have what has to hold."""
 
 from collections.abc import Callable
 from hashlib import sha256
@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 
 from backends.errors import InvalidKey
 from handlers import layout_fields, naming, plan
-from tests.fuzz import messages
+from tests.fuzz import bundles, messages
 from tests.support.hostile_messages import BATCHES, BID, as_json
 
 
@@ -40,6 +40,12 @@ def test_cases_73_to_77_and_102_whatever_arrives_is_planned_within_bounds_or_ref
     bodies: list[bytes],
 ) -> None:
     messages.fuzz(bodies)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(bundles.BATCHES)
+def test_cases_78_and_79_whatever_messages_say_of_a_bundle_it_is_announced_once(bodies: list[bytes]) -> None:
+    bundles.fuzz(bodies)
 
 
 SPELLINGS = [
