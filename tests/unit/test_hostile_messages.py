@@ -11,6 +11,8 @@ from backends.errors import InvalidKey
 from handlers import layout_fields, naming, plan
 from tests.fuzz import bundles, messages
 from tests.support.hostile_messages import BATCHES, BID, as_json
+from worker import render
+from worker.queues.base import QueueError
 
 
 def fetched(url: str = "https://example.com/a.html", **changes: Any) -> bytes:
@@ -87,3 +89,8 @@ def test_the_fuzz_finds_what_it_is_there_to_find(
     with pytest.raises((AssertionError, InvalidKey)):  # noqa: PT012 - which of them finds it does not matter
         for each in bodies:
             messages.fuzz(each)
+
+
+def test_case_102_an_error_is_lines_of_text(capsys: pytest.CaptureFixture[str]) -> None:
+    render.fail(QueueError("one\x1b[2J\r\u202e\ntwo\u2028"))
+    assert capsys.readouterr().err == "transload: one\\x1b[2J\\r\\u202e\ntwo\\u2028\n"
