@@ -33,6 +33,8 @@ _NONE: Final = "~none"
 _DIGEST: Final = 16
 _TORN_ESCAPE: Final = re.compile(r"%[0-9A-F]?$")
 _DATE_FORMAT: Final = re.compile(r"%[YmdHMSjGV](?:[-_.T/]?%[YmdHMSjGV])*")
+_DEVICE: Final = re.compile(r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)")
+"""https://learn.microsoft.com/en-us/windows/win32/fileio/naming-a-file; the others hold what is encoded anyway."""
 _META: Final = re.compile(r"meta\[([A-Za-z0-9_.-]{1,64})\]")
 
 _SAFE: Final = frozenset(ascii_letters + digits + "-._~%")
@@ -95,10 +97,11 @@ def encode(value: str, limit: int = VALUE_LIMIT) -> str:
     """`value` as text of letters, digits and `-._~%`, at most `limit` long: equal only for equal values.
 
     Everything else is percent-encoded, as Hive does it in the names of partitions, which engines undo. A dot or underscore in
-    front is encoded too: engines overlook such names, and ours lie there. `~` never stands for itself; it marks what was cut.
+    front is encoded too: engines overlook such names, and ours lie there. So is the first letter of a device of Windows, where
+    `nul` is never a folder. `~` never stands for itself; it marks what was cut.
     """
     text = quote(value, safe="", errors="surrogatepass").replace("~", "%7E")
-    if text[:1] in {".", "_"}:
+    if text[:1] in {".", "_"} or _DEVICE.match(text):
         text = f"%{ord(text[0]):02X}{text[1:]}"
     if text.endswith("."):
         text = f"{text[:-1]}%2E"
@@ -180,7 +183,7 @@ def _host(_: BundleFacts, resource: ResourceFacts) -> str | None:
 
 def _extension(_: BundleFacts, resource: ResourceFacts) -> str | None:
     behind = resource.name.rpartition("-")[2].partition(".")[2]
-    return behind.lower() or None
+    return encode(behind.lower()) if behind else None
 
 
 def _media_type(resource: ResourceFacts) -> str:
@@ -244,7 +247,7 @@ FIELDS: Final[Mapping[str, Field]] = MappingProxyType(
                 alphabet=frozenset(hexdigits),
                 width=16,
             ),
-            Field("ext", _extension, longest=18, alphabet=frozenset(ascii_letters + digits + ".~")),
+            Field("ext", _extension, longest=18, alphabet=frozenset(ascii_letters + digits + ".~%")),
             Field("host", _host),
             Field("content_type", _whole_type),
             Field("type", _type),

@@ -33,16 +33,35 @@ _DEPTH = 100
 
 _DIGITS = 40
 
+_CONTAINERS = 10_000
+"""Objects and lists in a message at most. The shortest has two bytes and becomes 64 in memory: a megabyte of them takes a second."""
+
+_VALUES = 50_000
+"""What stands in them at most, one not counted in each."""
+
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""Always a match where a string begins, so that nothing is looked at twice."""
+
 _ENVELOPES = 3
 """How many wrappings are opened: SNS around a CloudEvent is two; more is somebody playing."""
 
+LARGEST = 2**53 - 1
+"""Bytes of a payload at most: the largest number that every reader of JSON has exactly (RFC 7493, section 2.2)."""
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_NO_CHARACTERS = re.compile(
+    "[\ufdd0-\ufdef"
+    + "".join(f"{chr(plane | 0xFFFE)}{chr(plane | 0xFFFF)}" for plane in range(0, 0x110000, 0x10000))
+    + "]"
+)
+"""What Unicode will never assign. SQS refuses a completion whose attributes have one."""
 
 
 def _one_line(text: str) -> str:
     if _CONTROLS.search(text):
         raise ValueError("control characters are not allowed")
+    if _NO_CHARACTERS.search(text):
+        raise ValueError("code points that are no characters (as U+FFFF) are not allowed")
     return text
 
 
@@ -128,7 +147,7 @@ class Payload(_Model):
     location: Annotated[Url, Field(min_length=1)] = Field(
         description="A URL under a configured staging source."
     )
-    size: Annotated[int, Field(ge=0)] | None = Field(
+    size: Annotated[int, Field(ge=0, le=LARGEST)] | None = Field(
         default=None, description="In bytes; checked when given."
     )
     sha256: Sha256 | None = Field(default=None, description="Lower-case hex; checked when given.")
@@ -225,6 +244,11 @@ def _parse(text: bytes | str) -> dict[str, Any]:
     try:
         if isinstance(text, bytes):
             text = text.decode()
+        # Before there is anything but text. Only where it looks bad, strings are taken out of the count.
+        if _too_many(text) and _too_many(_STRING.sub("", text)):
+            raise Refused(
+                "malformed", f"more than {_CONTAINERS} objects and lists, or than {_VALUES} values in them"
+            )
         value = json.loads(
             text,
             object_pairs_hook=_without_duplicates,
@@ -267,6 +291,10 @@ def _bounded(text: str) -> int:
     if len(text) > _DIGITS:
         raise ValueError(f"an integer has more than {_DIGITS} digits")
     return int(text)
+
+
+def _too_many(text: str) -> bool:
+    return text.count("{") + text.count("[") > _CONTAINERS or text.count(",") > _VALUES
 
 
 def _too_deep(value: object) -> bool:

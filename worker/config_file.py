@@ -18,11 +18,16 @@ FILE_VARIABLE: Final = "TRANSLOAD_CONFIG"
 FILE_LIMIT: Final = 1 << 20
 """Largest configuration file, in bytes."""
 DEPTH_LIMIT: Final = 20
+NODES_LIMIT: Final = 20_000
+"""Keys and values in a file. Every one may be a problem, and each problem is compared with those before it."""
+NUMBER_LIMIT: Final = 100
+"""Characters of a number: YAML has them in base 60 and 16 too, where Python itself sets no limit (`1:1:1:…`)."""
 
 KeyPath = tuple[str, ...]
 
 _TAG: Final = "tag:yaml.org,2002:"
 _SCALARS: Final = frozenset({f"{_TAG}{name}" for name in ("str", "int", "float", "bool", "null")})
+_NUMBERS: Final = frozenset({f"{_TAG}int", f"{_TAG}float"})
 
 
 class _Unresolved:
@@ -126,9 +131,10 @@ class _Refused(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses aliases while composing (an alias bomb never exists in memory) and bounds nesting."""
+    """Refuses aliases while composing (an alias bomb never exists in memory), and bounds nesting and number of nodes."""
 
     depth = 0
+    nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs leave it bare
@@ -144,6 +150,12 @@ class _Loader(yaml.SafeLoader):
                 problem=f"nested deeper than {DEPTH_LIMIT} levels; no setting is",
                 problem_mark=event.start_mark,
             )
+        self.nodes += 1
+        if self.nodes > NODES_LIMIT:
+            raise _Refused(
+                problem=f"more than {NODES_LIMIT} keys and values; is it a configuration file at all?",
+                problem_mark=event.start_mark,
+            )
         self.depth += 1
         try:
             return super().compose_node(parent, index)
@@ -155,6 +167,11 @@ def _compose(text: str) -> yaml.Node | None:
     loader = _Loader(text)
     try:
         return loader.get_single_node()
+    except (ValueError, OverflowError) as exc:
+        # The scanner makes a character of whatever number is behind a `\U`.
+        raise _Refused(
+            problem="an escape (\\U…) that is no character; correct it", problem_mark=loader.get_mark()
+        ) from exc
     finally:
         loader.dispose()
 
@@ -188,8 +205,10 @@ def _plain(node: yaml.Node | None, path: KeyPath, draft: Draft) -> Any:
         return node.value
     if isinstance(node, yaml.ScalarNode) and node.tag in _SCALARS:
         try:
+            if node.tag in _NUMBERS and len(node.value) > NUMBER_LIMIT:
+                raise ValueError("too long")
             return yaml.constructor.SafeConstructor().construct_object(node)
-        except (ValueError, KeyError) as exc:
+        except (ValueError, KeyError, OverflowError) as exc:
             raise _Refused(
                 problem="a number that is too large or malformed; correct it or put it in quotes",
                 problem_mark=node.start_mark,

@@ -22,6 +22,7 @@ from handlers.bids import BidFactory
 from handlers.errors import Refused
 from handlers.messages import (
     DEFAULT_LIMIT,
+    LARGEST,
     Bundle,
     BundleClosed,
     ClosedBundle,
@@ -36,9 +37,6 @@ from handlers.naming import resource_id, resource_name
 from handlers.plan import StagingSource
 from worker.queues.base import OutgoingMessage, Queue
 from worker.tracing import NO_CONTEXT, UNTRACED, TraceContext, Tracing
-
-_WIDEST = 1 << 62
-"""Stands for a size that is not known yet: no real one takes more digits."""
 
 
 class ProducerError(Exception):
@@ -151,7 +149,8 @@ class BundleMessages:
 
     def foresee(self, resource: Resource, location: str) -> None:
         """Raises `ProducerError` when no message about it could be sent once it is staged there."""
-        self.body(self.fetched(resource, Payload(location=location, size=_WIDEST, sha256="0" * 64)))
+        # Its size is not known yet: no other one takes more digits.
+        self.body(self.fetched(resource, Payload(location=location, size=LARGEST, sha256="0" * 64)))
 
     def fetched(self, resource: Resource, payload: Payload) -> ResourceFetched:
         """That the resource is staged."""

@@ -1,6 +1,7 @@
 """How answers look: tables and sentences for a person, JSON lines for a program. Called by worker/cli.py and worker/demo.py.
 
-Answers go to stdout; progress and errors to stderr, progress only where that is a terminal.
+Answers go to stdout; progress and errors to stderr, progress only where that is a terminal. What messages and stores said is
+shown to a person with everything escaped that would steer a terminal, and exact in JSON.
 """
 
 import json
@@ -28,6 +29,7 @@ from worker.ledger.values import BundleRecord, OutboxEntry, StoredResource, Summ
 from worker.local_files import LocalBundle
 from worker.notification import timestamp
 from worker.queues.base import Depth
+from worker.redaction import one_line
 from worker.verify import Verification
 
 _PIPED_WIDTH = 240
@@ -45,12 +47,13 @@ class Status:
 
 def say(text: str) -> None:
     """One sentence for a person."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(text))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(escape(one_line(text)))
 
 
 def fail(error: Exception) -> None:
     """An error, one line a problem."""
-    print(f"transload: {error}", file=sys.stderr)  # noqa: T201 - rich would wrap what people search for
+    shown = "\n".join(map(one_line, str(error).split("\n")))
+    print(f"transload: {shown}", file=sys.stderr)  # noqa: T201 - rich would wrap what people search for
 
 
 @contextmanager
@@ -110,7 +113,7 @@ def status(found: Status, *, as_json: bool) -> None:
         table.add_row("oldest open bundle", _age(ledger.oldest_incomplete_age))
     out().print(table)
     for row in found.parked:
-        out().print(f"parked {row.bid}: {row.error}", markup=False, style="red")
+        out().print(one_line(f"parked {row.bid}: {row.error}"), markup=False, style="red")
     if found.parked:
         say("when the cause is mended: transload outbox retry BID, or --all")
 
@@ -141,10 +144,10 @@ def bundle(record: BundleRecord, resources: Sequence[StoredResource], *, as_json
     for resource in resources:
         code = "" if resource.status_code is None else f"  status {resource.status_code}"
         late = "  late: not in the manifest" if resource.late else ""
-        console.print(f"\n{resource.url}{code}{late}", markup=False, soft_wrap=True)
+        console.print(f"\n{one_line(resource.url)}{code}{late}", markup=False, soft_wrap=True)
         for stored in resource.objects:
             console.print(
-                f"  {stored.target}: {stored.key}\n  {size(stored.size)}  sha256 {stored.sha256}",
+                f"  {stored.target}: {one_line(stored.key)}\n  {size(stored.size)}  sha256 {stored.sha256}",
                 markup=False,
                 soft_wrap=True,
             )
@@ -157,9 +160,9 @@ def completion(body: bytes, *, as_json: bool) -> None:
         sys.stdout.flush()
         return
     content = json.loads(body)
+    facts = (content[name] for name in ("completion_timestamp", "bundle_id", "recipe_id", "resources_count"))
     out().print(
-        f"{content['completion_timestamp']}  {content['bundle_id']}  {content['recipe_id']}  "
-        f"{content['resources_count']} resources  {content['storage_key']}",
+        one_line(f"{'  '.join(map(str, facts))} resources  {content['storage_key']}"),
         markup=False,
         highlight=False,
     )
@@ -171,7 +174,7 @@ def verification(result: Verification, *, as_json: bool) -> None:
         print_json({**asdict(result), "passed": result.passed})
         return
     for problem in result.problems:
-        out().print(problem, style="red", markup=False)
+        out().print(one_line(problem), style="red", markup=False)
     verdict = "every digest matches" if result.passed else f"{len(result.problems)} problems"
     out().print(
         f"{result.bid}: {result.objects} objects, {size(result.size)} read: {verdict}", highlight=False
@@ -187,9 +190,9 @@ def plan(planned: Plan, *, as_json: bool) -> None:
     for key, value in _plan_facts(planned).items():
         if isinstance(value, list):
             for item in value:
-                table.add_row(key, escape("  ".join(f"{k} {v}" for k, v in item.items() if v is not None)))
+                table.add_row(key, _cell("  ".join(f"{k} {v}" for k, v in item.items() if v is not None)))
         else:
-            table.add_row(key, escape(str(value)))
+            table.add_row(key, _cell(str(value)))
     out().print(table)
 
 
@@ -217,7 +220,7 @@ def bundle_table(found: Sequence[BundleRecord]) -> Table:
     for record in found:
         count = "?" if record.resources_count is None else str(record.resources_count)
         stored = f"{record.stored_count}/{count}"
-        table.add_row(record.bid, escape(record.recipe_id), record.state, stored, escape(record.primary_url))
+        table.add_row(record.bid, _cell(record.recipe_id), record.state, stored, _cell(record.primary_url))
     return table
 
 
@@ -258,6 +261,10 @@ def out() -> Console:
     """Stdout, for a person: as wide as the terminal, and wide enough for everything where it is piped."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
+
+
+def _cell(text: str) -> str:
+    return escape(one_line(text))
 
 
 def _dead(count: int | None) -> str:

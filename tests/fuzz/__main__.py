@@ -19,7 +19,8 @@ from typing import Any, Final
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from tests.fuzz import admin, bundling, codecs, encryption, tars, zips
+from tests.fuzz import admin, bundles, bundling, codecs, encryption, messages, tars, zips
+from tests.support.hostile_messages import BATCHES
 
 _ROUND: Final = 200
 """Examples between two looks at the clock."""
@@ -36,10 +37,12 @@ class Target:
 TARGETS: Final[Mapping[str, Target]] = MappingProxyType(
     {
         "admin": Target(admin.fuzz, admin.SERIES),
+        "bundles": Target(bundles.fuzz, bundles.BATCHES),
         "bundling": Target(bundling.fuzz, bundling.BUNDLES),
         "codecs": Target(codecs.fuzz, codecs.PAYLOADS),
         "encryption": Target(lambda change: encryption.whole(*change), encryption.CHANGED),
         "encryption-noise": Target(encryption.fuzz, st.binary(max_size=400)),
+        "messages": Target(messages.fuzz, BATCHES),
         "tars": Target(tars.fuzz, tars.ARCHIVES),
         "tars-whole": Target(tars.whole, tars.FILES),
         "zips": Target(zips.fuzz, zips.ZIPS),

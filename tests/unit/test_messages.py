@@ -2,6 +2,7 @@
 
 import base64
 import json
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -186,11 +187,29 @@ def test_case_73_what_is_no_json_object_is_malformed(body: bytes) -> None:
     assert refusal(body).reason == "malformed"
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda text: text,
+        lambda text: raw({"Type": "Notification", "Message": text.decode()}),
+        lambda text: raw(cloud_event(None, data_base64=base64.b64encode(text).decode())),
+        lambda text: raw(cloud_event("HERE")).replace(b'"HERE"', text),
+    ],
+)
+@pytest.mark.parametrize("levels", [101, 1_000, 100_000])
 @pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"specversion":'])
-def test_case_74_depth(opening: bytes) -> None:
+def test_case_74_depth(opening: bytes, levels: int, wrap: Callable[[bytes], bytes]) -> None:
     closing = b"]" if opening == b"[" else b"}"
-    body = opening * 100_000 + b"1" + closing * 100_000
+    body = wrap(opening * levels + b"1" + closing * levels)
     assert refusal(body, limit=len(body)).reason == "malformed"
+
+
+def test_case_74_brackets_in_a_string_are_no_levels() -> None:
+    text = "[{," * 60_000 + '"\\' * 10
+    body = raw(closed(metadata={"x": text, 'y"[': "\\"}))
+    command = decode(body, len(body))
+    assert isinstance(command, BundleClosed)
+    assert command.bundle.metadata["x"] == text
 
 
 def test_case_74_what_is_accepted_can_be_written_from_deep_down() -> None:
@@ -272,6 +291,42 @@ def test_case_75_size_is_capped() -> None:
     assert refusal(body, limit=len(body) - 1).reason == "malformed"
 
 
+MANY = {
+    "objects": "{}," * 10_001,
+    "lists": "[[]]," * 5_001,
+    "numbers": "1," * 50_001,
+    "texts": '"",' * 50_001,
+    "behind a string": '"\\\\","[",' + "[]," * 10_001,
+}
+
+
+@pytest.mark.parametrize("many", MANY)
+@pytest.mark.parametrize("wrap", [lambda text: text, lambda text: raw(sns(json.loads(text)))])
+def test_case_75_counts_are_capped_before_anything_is_made_of_them(
+    many: str, wrap: Callable[[bytes], bytes]
+) -> None:
+    text = raw(closed(metadata={"x": ["HERE"]})).replace(b'"HERE"', MANY[many].rstrip(",").encode())
+    body = wrap(text)
+    assert "more than 10000 objects and lists" in refusal(body, limit=len(body)).detail
+
+
+def test_case_75_what_a_message_takes_in_memory_is_bounded() -> None:
+    worst = {
+        "lists": "[" + ",".join(["[]"] * 9_990) + "]",
+        "objects": "[" + ",".join(["{}"] * 9_990) + "]",
+        "names": "{" + ",".join(f'"{n}":[]' for n in range(9_990)) + "}",
+        "numbers": "[" + ",".join(["0.5"] * 49_990) + "]",
+        "escapes": '"' + "\\u20ac" * 40_000 + '"',
+    }
+    for value in worst.values():
+        body = raw(closed(metadata={"x": "HERE"})).replace(b'"HERE"', value.encode())
+        tracemalloc.start()
+        decode(body)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4 << 20
+
+
 @pytest.mark.parametrize("version", [0, 2, "1", 1.0, True, None, [1], {"password": CANARY * 9}])
 def test_case_76_other_versions_are_refused(version: object) -> None:
     assert refusal(raw(fetched(version=version))).reason == "unknown_version"
@@ -315,7 +370,9 @@ def test_case_77_bids_that_are_no_path_segment_are_refused(bid: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["id", "bundle__recipe_id", "resource__url", "payload__location"])
-@pytest.mark.parametrize("value", ["", "a\nb", "a\0", "a\x1b[31m", "a\x85b", "x" * 10_000])
+@pytest.mark.parametrize(
+    "value", ["", "a\nb", "a\0", "a\x1b[31m", "a\x85b", "a\uffff", "\ufdd0", "\U0010fffe", "x" * 10_000]
+)
 def test_case_77_control_characters_and_lengths(name: str, value: str) -> None:
     error = refusal(raw(fetched(**{name: value})))
     assert error.reason == "malformed"
@@ -334,6 +391,8 @@ def test_case_77_other_ids_stay_as_they_are(value: str) -> None:
         ("payload__size", "123"),
         ("payload__size", 1.5),
         ("payload__size", True),
+        ("payload__size", 2**53),
+        ("payload__size", 10**39),
         ("payload__sha256", "0" * 63),
         ("payload__sha256", "A" * 64),
         ("payload__sha256", "0" * 64 + "\n"),
@@ -435,10 +494,10 @@ def test_any_change_of_a_message(content: dict[str, Any], data: st.DataObject) -
 @given(
     st.builds(
         fetched,
-        id=st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=40),
-        resource__url=st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=200),
+        id=st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn"]), min_size=1, max_size=40),
+        resource__url=st.text(st.characters(exclude_categories=["Cc", "Cs", "Cn"]), min_size=1, max_size=200),
         resource__meta=st.dictionaries(st.text(), st.text() | st.integers() | st.booleans()),
-        payload__size=st.none() | st.integers(min_value=0),
+        payload__size=st.none() | st.integers(min_value=0, max_value=2**53 - 1),
     )
 )
 def test_what_is_sent_is_what_arrives(content: dict[str, Any]) -> None:

@@ -399,6 +399,18 @@ def test_a_secret_of_digits_is_told_to_be_quoted_and_not_repeated(load: Load) ->
         ("worker: !!set {a}\n", "t.yaml:1: YAML tags (!…) are not accepted"),
         ("home: " + "[" * 5000 + "\n", "t.yaml:1: nested deeper than 20 levels"),
         (f"worker: {{concurrency: {'9' * 5000}}}\n", "t.yaml:1: a number that is too large or malformed"),
+        # Base 60 and 16, where Python has no limit of its own: a megabyte of the first would take a minute.
+        (f"worker: {{concurrency: 1{':1' * 40_000}}}\n", "t.yaml:1: a number that is too large or malformed"),
+        (f"worker: {{concurrency: 0x{'F' * 20_000}}}\n", "t.yaml:1: a number that is too large or malformed"),
+        (f"relay:\n  lease: 1{':1' * 400}.5\n", "t.yaml:2: a number that is too large or malformed"),
+        (f"relay:\n  lease: 1{':59' * 30}e+308\n", "t.yaml:2: relay.lease"),
+        ('home: "\\UFFFFFFFF"\n', "t.yaml:1: an escape (\\U…) that is no character"),
+        ('home: "\\U00110000"\n', "t.yaml:1: an escape (\\U…) that is no character"),
+        ("worker:\n  <<: {concurrency: 1}\n", "t.yaml:2: worker: a key must be text (put << in quotes)"),
+        ("x: &a {b: 1}\ny:\n  <<: *a\n", "t.yaml:1: anchors (&) and aliases (*) are not accepted"),
+        ("".join(f"k{n}: 1\n" for n in range(12_000)), "t.yaml:10000: more than 20000 keys and values"),
+        (f"a: [{'1, ' * 30_000}]\n", "t.yaml:1: more than 20000 keys and values"),
+        ("a:\n" + "- \n" * 30_000, "t.yaml:19999: more than 20000 keys and values"),
         ("#" * (1 << 20) + "\n", "t.yaml: larger than 1048576 bytes"),
     ],
 )

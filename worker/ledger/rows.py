@@ -151,11 +151,11 @@ def _merged(stored: Sequence[Sequence[Any]], places: Sequence[BundleTarget]) -> 
 
     A target that is best effort for one of them is so for the bundle: something may be missing there when it is announced.
     """
-    merged = {
-        (place.target, place.storage_key): place for place in (BundleTarget(*facts) for facts in stored)
-    }
-    for place in places:
-        merged.setdefault((place.target, place.storage_key), place)
+    merged: dict[tuple[str, str], BundleTarget] = {}
+    for place in (*(BundleTarget(*facts) for facts in stored), *places):
+        # One manifest lists all that the bundle has in its target. Where two templates, or two recipes, put resources into two
+        # folders, it is the same key for both: told of two folders it would be two manifests, and the second never written.
+        merged.setdefault((place.target, place.manifest_key), place)
     lax = {place.target for place in (*merged.values(), *places) if not place.required}
     return [_facts(replace(place, required=place.target not in lax)) for place in merged.values()]
 

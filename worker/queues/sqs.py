@@ -42,7 +42,7 @@ from worker.queues.base import (
     Retry,
     obituary,
 )
-from worker.queues.sqs_dead_letters import DeadLetters, letter_attributes, locate
+from worker.queues.sqs_dead_letters import DeadLetters, letter_attributes, locate, tell_reason
 from worker.queues.sqs_in_flight import InFlight
 from worker.queues.sqs_messages import MOVED_FROM, message_of, request_for
 from worker.queues.sqs_replies import failed, no_queue, outcomes, successful, translate, unmentioned
@@ -273,6 +273,7 @@ class SqsQueue:
             raise QueueUnavailable(
                 f"queue {self._name!r}: no dead letter could be written to {letters.url}: {exc}"
             ) from exc
+        tell_reason(self._name, message, story, attributes, reply["MessageId"])
 
     async def _dead_depth(self) -> int | None:
         if self._dead is None:

@@ -25,7 +25,9 @@ from worker.queues.base import (
     ATTEMPTS_ATTRIBUTE,
     DETAIL_ATTRIBUTE,
     OBITUARY,
+    REASON_ATTRIBUTE,
     REDRIVES_ATTRIBUTE,
+    Message,
     QueueDenied,
     QueueMissing,
 )
@@ -158,6 +160,20 @@ def letter_attributes(
             kept[name] = fitting
             room -= size(b"", {name: fitting})
     return kept
+
+
+def tell_reason(
+    queue: str, message: Message, story: Mapping[str, str], kept: Mapping[str, str], letter: str
+) -> None:
+    """Log why the letter of that id was written, where its body left no room to say so in it."""
+    if REASON_ATTRIBUTE not in kept:
+        structlog.get_logger("sqs").warning(
+            "a dead letter is without its reason, for its body fills it",
+            queue=queue,
+            message=message.id,
+            letter=letter,
+            reason=story[REASON_ATTRIBUTE],
+        )
 
 
 def _shortened(name: str, value: str, room: int) -> str:
