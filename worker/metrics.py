@@ -70,6 +70,12 @@ class Metrics:
             "message_queue_age_seconds", "Seconds from send to receive.", WAITING_BUCKETS
         )
         self.messages_in_flight = self._gauge("messages_in_flight", "Messages in work now.")
+        self.messages_waiting = self._gauge(
+            "messages_waiting", "Messages received that wait for their recipe's share.", "route"
+        )
+        self.messages_put_off = self._counter(
+            "messages_put_off", "Messages put back into the queue, because others came first.", "route"
+        )
         self.concurrency = self._gauge("concurrency", "Messages worked on at once, at most.")
         self.message_process_seconds = self._histogram(
             "message_process_seconds", "Seconds of work on one message.", RUNNING_BUCKETS, "route", "outcome"
