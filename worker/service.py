@@ -51,7 +51,7 @@ _LAST_WORDS = 5.0
 class ServiceSettings:
     """`concurrency`: messages worked on at once. `drain_timeout`: seconds between SIGTERM and giving back.
 
-    `look_ahead`: messages received beyond those, and messages put off at the same time; `max_message_bytes`: their bodies' largest.
+    `look_ahead`: messages received beyond those; `max_message_bytes`: the largest body.
     `fair`: recipes share; `limits`: messages of a route worked on at once.
     """
 
@@ -103,7 +103,7 @@ class Service:
         self._turns = Turns(
             Shares(settings.concurrency, settings.limits, fair=settings.fair),
             pipeline.owner,
-            put_off=settings.look_ahead,
+            put_off=settings.look_ahead > 0,
             random=random,
             metrics=metrics,
         )

@@ -46,6 +46,11 @@ class Ask:
         """Whether it may still be granted."""
         return not self.over and not self.granted.done()
 
+    @property
+    def queue(self) -> tuple[int, int]:
+        """How many wishes of its owner wait, and how many were granted so far."""
+        return len(self.account.waiting), self.account.granted
+
 
 @dataclass(eq=False, slots=True)
 class _Account:
@@ -55,6 +60,8 @@ class _Account:
     held: int = 0
     waiting: list[tuple[float, int, Ask]] = field(default_factory=list)
     """A heap."""
+    granted: int = 0
+    """Wishes, since there was nothing last."""
 
     def head(self) -> Ask | None:
         """The wish that is next."""
@@ -164,6 +171,7 @@ class Shares:
             self._first.pop(account, None)
             ask.has = True
             ask.granted.set_result(None)
+            account.granted += 1
             self._count(account, ask.cost)
             if account.head() is None:
                 self._more.pop(account, None)

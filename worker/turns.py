@@ -16,8 +16,12 @@ from worker.metrics import Metrics
 from worker.queues.base import Message, WaitedTooLong
 from worker.shares import Ask, Owner, Shares
 
-_PATIENCE = 2.0
-"""Seconds a message waits here before another worker, or a message behind it, may have the use of its place."""
+_PATIENCE = 1.0
+"""Seconds a message waits here before its place may be of more use to another worker's messages, or to those behind it."""
+_SOON = 5
+"""It stays where all of its owner's would have their turn in so many times as long, at the pace of that time."""
+_AWAY = 2048
+"""Messages that are put off at the same time, at most: SQS lets 120,000 of a queue be in flight, and these count."""
 _RECEIVES = 50
 """A message that was received so often stays: a RedrivePolicy counts what SQS cannot take back."""
 _SOONEST, _LATEST = 1.0, 60.0
@@ -41,18 +45,18 @@ class Turns:
         slots: Shares,
         owner_of: Callable[[bytes], Owner],
         *,
-        put_off: int,
+        put_off: bool,
         random: Callable[[], float],
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`slots`: messages in work at once. `put_off`: how many may be away at the same time; with 0 none ever is.
+        """`slots`: messages in work at once. `put_off`: whether those that wait for long are put off.
 
         `random` gives numbers in [0, 1), `clock` seconds since the epoch.
         """
         self._slots = slots
         self._owner_of = owner_of
-        self._most_away = put_off
+        self._most_away = _AWAY if put_off else 0
         self._random = random
         self._metrics = metrics
         self._clock = clock
@@ -88,8 +92,11 @@ class Turns:
         try:
             async with delivery.kept_alive():
                 while not ask.granted.done():
+                    _, before = ask.queue
                     await asyncio.wait([ask.granted], timeout=_PATIENCE)
-                    if not ask.granted.done() and self._may_be_put_off(delivery.message):
+                    left, now = ask.queue
+                    slow = left > _SOON * (now - before)
+                    if slow and not ask.granted.done() and self._may_be_put_off(delivery.message):
                         raise PutOff(self._put_off(delivery.message))
         except WaitedTooLong as exc:
             raise PutOff(0.0) from exc
