@@ -11,7 +11,7 @@ from worker.health import Health
 from worker.queues.base import Message
 
 _LOOK_EVERY = 0.05
-"""Seconds between looks: a worker that has nothing to do shall be quicker."""
+"""Seconds after a look that found all it had room for, before the next: a worker that has nothing to do shall be quicker."""
 LOOK = 10
 """Messages in a look, at least: as many as SQS has in one receive."""
 _BODIES = 16 << 20
@@ -30,8 +30,11 @@ class Intake:
     """Held now, in work or waiting."""
     bodies: int = 0
     """Their bytes."""
+    found: int = 0
+    """Messages since the last receive."""
 
     def add(self, message: Message) -> None:
+        self.found += 1
         self.messages += 1
         self.bodies += len(message.body)
 
@@ -49,7 +52,11 @@ class Intake:
         """How many more may be received beyond that, by one look, if all of them are as long as they may be."""
         places = self.concurrency + self.look_ahead - self.messages
         fitting = (_BODIES - self.bodies) // self.max_message_bytes
-        return max(0, min(max(LOOK, self.concurrency), places, fitting))
+        return max(0, min(self._look, places, fitting))
+
+    @property
+    def _look(self) -> int:
+        return max(LOOK, self.concurrency)
 
     async def next(self, freed: asyncio.Event, health: Health) -> int:
         """How many to receive now; waits until it is at least one.
@@ -57,7 +64,8 @@ class Intake:
         `freed` is set whenever a message has left; `health` is told while nothing can be received before that.
         """
         loop = asyncio.get_running_loop()
-        look_at = loop.time() + _LOOK_EVERY
+        look_at = loop.time() + _LOOK_EVERY * self.found / self._look
+        self.found = 0
         while not (room := self.room):
             pause = look_at - loop.time()
             if (ahead := self.ahead) and pause <= 0:

@@ -104,6 +104,7 @@ class Service:
             Shares(settings.concurrency, settings.limits, fair=settings.fair),
             pipeline.owner,
             put_off=settings.look_ahead > 0,
+            ready=self._gate.passed,
             random=random,
             metrics=metrics,
         )

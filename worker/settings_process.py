@@ -115,8 +115,8 @@ class WorkerSettings(_Backoff):
         default=None,
         ge=0,
         le=16_384,
-        description="Messages received beyond those in work, to find what lies behind one recipe's flood; default: 4 times the "
-        "concurrency. With 0 nothing is looked for, and none is put off.",
+        description="Messages received beyond those in work, to find what lies behind one recipe's flood; default: 32 times "
+        "the concurrency, at most 2048. With 0 nothing is looked for, and none is put off.",
     )
     fair: bool = Field(
         default=True,
@@ -151,7 +151,7 @@ class WorkerSettings(_Backoff):
         """`look_ahead`, as it is or as it follows."""
         if not self.fair:
             return 0
-        return 4 * self.concurrency if self.look_ahead is None else self.look_ahead
+        return min(32 * self.concurrency, 2048) if self.look_ahead is None else self.look_ahead
 
 
 class RelaySettings(_Backoff):

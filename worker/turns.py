@@ -8,7 +8,7 @@ to see what lies behind them (docs/adr/0025-fair-shares.md).
 import asyncio
 import heapq
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from worker.delivery import Delivery
@@ -17,10 +17,12 @@ from worker.queues.base import Message, WaitedTooLong
 from worker.shares import Ask, Owner, Shares
 
 _PATIENCE = 1.0
-"""Seconds a message waits here before its place may be of more use to another worker's messages, or to those behind it."""
-_SOON = 5
-"""It stays where all of its owner's would have their turn in so many times as long, at the pace of that time."""
-_AWAY = 2048
+"""Seconds a message waits here before it is asked whether its place is of more use to those behind it, and its turn to another worker."""
+_LONGEST_PATIENCE = 4.0
+"""The same, once it has been found worth while to wait."""
+_SOON = 20.0
+"""It is, where all that wait of its owner would have their turn in so many seconds, at their pace since the last time."""
+_AWAY = 1024
 """Messages that are put off at the same time, at most: SQS lets 120,000 of a queue be in flight, and these count."""
 _RECEIVES = 50
 """A message that was received so often stays: a RedrivePolicy counts what SQS cannot take back."""
@@ -46,17 +48,19 @@ class Turns:
         owner_of: Callable[[bytes], Owner],
         *,
         put_off: bool,
+        ready: Callable[[], Awaitable[None]],
         random: Callable[[], float],
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`slots`: messages in work at once. `put_off`: whether those that wait for long are put off.
 
-        `random` gives numbers in [0, 1), `clock` seconds since the epoch.
+        Whoever had to wait also waits until `ready`: what is down by now would only be met. `random` gives numbers in [0, 1), `clock` seconds since the epoch.
         """
         self._slots = slots
         self._owner_of = owner_of
         self._most_away = _AWAY if put_off else 0
+        self._ready = ready
         self._random = random
         self._metrics = metrics
         self._clock = clock
@@ -91,19 +95,22 @@ class Turns:
         waiting.inc()
         try:
             async with delivery.kept_alive():
+                patience = _PATIENCE
                 while not ask.granted.done():
                     _, before = ask.queue
-                    await asyncio.wait([ask.granted], timeout=_PATIENCE)
+                    await asyncio.wait([ask.granted], timeout=patience)
                     left, now = ask.queue
-                    slow = left > _SOON * (now - before)
+                    slow = left * patience > _SOON * (now - before)
                     if slow and not ask.granted.done() and self._may_be_put_off(delivery.message):
                         raise PutOff(self._put_off(delivery.message))
+                    patience = min(2 * patience, _LONGEST_PATIENCE)
+                if not ask.has:
+                    raise PutOff(0.0)
+                await self._ready()
         except WaitedTooLong as exc:
             raise PutOff(0.0) from exc
         finally:
             waiting.dec()
-        if not ask.has:
-            raise PutOff(0.0)
 
     def _may_be_put_off(self, message: Message) -> bool:
         now = asyncio.get_running_loop().time()
