@@ -127,7 +127,8 @@ async def open_service(
 
 def _show(metrics: Metrics, health: Health, settings: Settings, queue: str) -> None:
     """What is asked for at the moment of each scrape is right also when the event loop turns no more."""
-    metrics.expect(queue)
+    # What has no route has one name, too.
+    metrics.expect(queue, [*(route.name for route in settings.routes.values() if route.enabled), "none"])
     metrics.concurrency.set(settings.worker.concurrency)
     metrics.event_loop_lag_seconds.set_function(lambda: health.lag)
     metrics.live.set_function(lambda: health.live().ok)

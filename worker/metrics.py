@@ -5,7 +5,7 @@ beforehand (never a bid, a URL, a host or a message's id). Follows https://prome
 """
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, get_args
 
@@ -173,8 +173,11 @@ class Metrics:
         for state in get_args(BundleState):
             self.bundles.labels(state=state)
 
-    def expect(self, queue: str) -> None:
-        """Make the series of the queue that is worked on, so that they count from nought."""
+    def expect(self, queue: str, routes: Iterable[str] = ()) -> None:
+        """Make the series of the queue that is worked on and of its routes, so that they count from nought."""
+        for route in routes:
+            self.messages_waiting.labels(route=route)
+            self.messages_put_off.labels(route=route)
         self.messages_received.labels(queue=queue)
         for outcome in ("ack", "retry", "dead"):
             self.messages_settled.labels(queue=queue, outcome=outcome)

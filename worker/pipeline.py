@@ -125,7 +125,7 @@ class Pipeline:
         try:
             command = decode(body, self._max_message_bytes)
             return Owner(self._handlers.route(command), command.bundle.recipe_id)
-        except Refused:
+        except Exception:  # noqa: BLE001 - `process` meets it again, and there it is a failure like any other
             return Owner("none")
 
     async def _store(self, plan: StorePlan, delivery: Delivery) -> Disposition:
