@@ -11,7 +11,7 @@ JOBS   := 4
 # the empty PYTHONDONTWRITEBYTECODE.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance lint format docs simulate-scaling bench bench-memory bench-tracing bench-transforms crash soak fuzz lock audit sbom licences wheel dashboard clean
+.PHONY: help demo test conformance lint format docs simulate-scaling bench bench-memory bench-tracing bench-transforms bench-fairness crash soak fuzz lock audit sbom licences wheel dashboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -79,6 +79,9 @@ bench-transforms: $(STAMP) ## MB/s of every codec, beside the plain library and 
 
 bench-tracing: $(STAMP) ## what tracing costs a worker, beside the same work untraced
 	@$(BIN)/python -m tests.benchmarks.tracing $(ARGS)
+
+bench-fairness: $(STAMP) ## p50 and p99 of a quiet recipe beside floods, bombs, poison and slow payloads of another (ARGS="--only bombs")
+	@$(BIN)/python -m tests.benchmarks.fairness $(ARGS)
 
 docs: $(STAMP) ## the documentation as a site in .site/, with every link of it checked
 	@$(BIN)/python -m tests.support.mkdocs

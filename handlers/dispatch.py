@@ -20,3 +20,9 @@ class Handlers:
         if isinstance(command, BundleClosed):
             return self.bundle_closed.plan(command)
         return self.resource_fetched.plan(command)
+
+    def route(self, command: Command) -> str:
+        """The name of the route it takes. Raises `Refused("no_route")`."""
+        if isinstance(command, BundleClosed):
+            return self.bundle_closed.routes.of_bundle(command.bundle).name
+        return self.resource_fetched.routes.of_resource(command.bundle, command.resource).name

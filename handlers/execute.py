@@ -7,7 +7,7 @@ few chunks. Staging is read once, however many targets there are, and not at all
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from handlers.fan_out import give_each
 from handlers.payload import Before, Digest, checked, metered, opened
 from handlers.plan import StorePlan, Write
 from handlers.stored_metadata import stamped
-from handlers.transforms.base import Meter, Transform, Work, transformed
+from handlers.transforms.base import Meter, Transform, Turn, Work, transformed
 from handlers.transforms.names import Paths
 from handlers.transforms.registry import ALWAYS
 from handlers.writes import of_part, renamed, whole
@@ -68,20 +68,21 @@ async def execute(
     spool: Path = Path(),
     clock: Callable[[], float] = time.time,
     known: dedup.Known | None = None,
+    turn: Turn = nullcontext,
 ) -> Executed:
     """Write the payload to every target of the plan; returns when each has it, durably, or has failed.
 
     Doing it again after a crash at any point finds identical objects and gives the same placements. `placed` is told of each
     target that has an untransformed payload while others are still at work. `spool` is a directory for the transforms' files;
     `clock` gives seconds since the epoch, for when something is stored. With `known`, a payload that was stored before is
-    referred to: its placement names the key it has.
+    referred to: its placement names the key it has. Transforms use threads in a `turn`.
 
     Raises `PayloadMissing`, `IntegrityError` (nothing lies under the final names then), `Refused` (whole entries of an archive
     may lie there), and whatever else reading raises.
     """
     run = _Run(plan, staging[plan.source.staging], targets, placed, clock)
     if plan.transforms:
-        await run.transform(spool)
+        await run.transform(spool, turn)
     elif known is not None:
         # Nothing is copied by the store: what others will refer to has its digest from the bytes that went by.
         await run.refer(known)
@@ -188,14 +189,14 @@ class _Run:
         ):
             await self._deliver(waiting, payload, self._copied)
 
-    async def transform(self, spool: Path) -> None:
+    async def transform(self, spool: Path, turn: Turn) -> None:
         """Read the payload once, and write what the transforms make of it to all targets, one part after the other."""
         plan = self._plan
         if not plan.writes:
             return
         paths = Paths()
         identity = f"{plan.command.bundle.bid}/{plan.resource_id}"
-        work = Work(Meter(plan.limits), spool, identity, settle=paths.settle)
+        work = Work(Meter(plan.limits), spool, identity, settle=paths.settle, turn=turn)
         if any(transform.early for transform in plan.transforms):
             await self._prove()
         before = await self._through(plan.transforms, work)

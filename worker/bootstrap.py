@@ -4,6 +4,7 @@ Called by worker/cli.py, and piece by piece by worker/storage. Every part is ope
 opened is closed again, in the opposite order, also when the next one fails.
 """
 
+import os
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -28,6 +29,7 @@ from worker.circuits import Circuits
 from worker.disposition import RetryPolicy
 from worker.health import Health
 from worker.housekeeping import Housekeeping, HousekeepingSettings, Place
+from worker.intake import LOOK
 from worker.ledger.base import Ledger
 from worker.ledger.database import Database, check_schema, migrate, open_database
 from worker.ledger.sql import SqlLedger
@@ -42,6 +44,8 @@ from worker.relay import Relay, RelaySettings
 from worker.service import Service, ServiceSettings
 from worker.settings import Settings
 from worker.settings_places import RouteSettings
+from worker.settings_shares import concurrency_limits, memory_limits
+from worker.shares import Shares
 from worker.steps import open_keys, steps_of
 from worker.tracing import UNTRACED, Tracing
 from worker.uploads import UploadLog
@@ -101,7 +105,14 @@ async def open_service(
             if settings.housekeeping.enabled
             else None,
             ledger=ledger,
-            settings=ServiceSettings(settings.worker.concurrency, settings.worker.drain_timeout),
+            settings=ServiceSettings(
+                concurrency=settings.worker.concurrency,
+                drain_timeout=settings.worker.drain_timeout,
+                look_ahead=settings.worker.ahead,
+                max_message_bytes=settings.worker.max_message_bytes,
+                fair=settings.worker.fair,
+                limits=concurrency_limits(settings.routes),
+            ),
             retry=RetryPolicy(
                 settings.worker.max_attempts,
                 settings.worker.max_outage_attempts,
@@ -118,7 +129,8 @@ async def open_service(
 
 def _show(metrics: Metrics, health: Health, settings: Settings, queue: str) -> None:
     """What is asked for at the moment of each scrape is right also when the event loop turns no more."""
-    metrics.expect(queue)
+    # What has no route has one name, too.
+    metrics.expect(queue, [*(route.name for route in settings.routes.values() if route.enabled), "none"])
     metrics.concurrency.set(settings.worker.concurrency)
     metrics.event_loop_lag_seconds.set_function(lambda: health.lag)
     metrics.live.set_function(lambda: health.live().ok)
@@ -211,8 +223,10 @@ async def open_queue(settings: Settings) -> AsyncIterator[Queue]:
     """The queue messages come from."""
     options = settings.queue.options
     if getattr(options, "prefetch", 1) is None:
-        # A broker that pushes should send as much as is worked on at once, and no more.
-        options = options.model_copy(update={"prefetch": settings.worker.concurrency})
+        # A broker that pushes should send what is worked on at once and one look beyond it: what it sends, others do not get.
+        worker = settings.worker
+        prefetch = worker.concurrency + min(worker.ahead, max(LOOK, worker.concurrency))
+        options = options.model_copy(update={"prefetch": prefetch})
     queue = await QUEUES.load(settings.queue.type).connect(options)
     try:
         yield queue
@@ -232,7 +246,8 @@ async def open_publisher(settings: Settings) -> AsyncIterator[Publisher]:
 
 def make_budget(settings: Settings, metrics: Metrics) -> Budget:
     """The memory of all transfers."""
-    budget = Budget(settings.worker.transfer_memory)
+    limits = memory_limits(settings.routes)
+    budget = Budget(settings.worker.transfer_memory, limits, fair=settings.worker.fair)
     metrics.transfer_memory_bytes.set_function(lambda: budget.held)
     return budget
 
@@ -288,7 +303,14 @@ async def make_pipeline(
         on_complete=on_complete,
         on_referred=metrics.referred,
         tracing=tracing,
+        threads=Shares(_threads(), fair=settings.worker.fair),
     )
+
+
+def _threads() -> int:
+    """As many as asyncio.to_thread has: https://docs.python.org/3/library/concurrent.futures.html#threadpoolexecutor."""
+    processors: Callable[[], int | None] = getattr(os, "process_cpu_count", os.cpu_count)
+    return min(32, (processors() or 1) + 4)
 
 
 def _housekeeping(

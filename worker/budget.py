@@ -1,16 +1,15 @@
 """The memory that all transfers of a process share, in bytes. worker/pipeline.py holds a part of it for every transfer.
 
-Two lanes with a fixed share each, first come, first served in both. So their sum is never exceeded, a payload of one chunk
-never waits for a large one, however slow that is, and no stream of small ones keeps a large one from its turn. In a lane
-nobody is passed: whoever waits first gets what is given back first, and everybody gives back.
+Two lanes with a fixed share each. So their sum is never exceeded, a payload of one chunk never waits for a large one, however
+slow that is, and no stream of small ones keeps a large one from its turn. Within a lane owners share (worker/shares.py).
 """
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from types import MappingProxyType
 
 from backends.base import CHUNK_SIZE
+from worker.shares import Owner, Shares
 
 _SMALL_SHARE = 8
 """One part in so many is for payloads of at most one chunk. They hold no more than their size, so that is room for many."""
@@ -19,11 +18,14 @@ _SMALL_SHARE = 8
 class Budget:
     """For the tasks of one event loop."""
 
-    def __init__(self, size: int) -> None:
-        """`size`: bytes in all."""
-        small = size // _SMALL_SHARE
-        self._small = _Lane(small)
-        self._large = _Lane(size - small)
+    def __init__(
+        self, size: int, limits: Mapping[str, int] = MappingProxyType({}), *, fair: bool = True
+    ) -> None:
+        """`size`: bytes in all; `limits`: of a route, divided among the lanes as the whole is. `fair` as in `Shares`."""
+        small = {route: limit // _SMALL_SHARE for route, limit in limits.items()}
+        large = {route: limit - small[route] for route, limit in limits.items()}
+        self._small = Shares(size // _SMALL_SHARE, small, fair=fair)
+        self._large = Shares(size - size // _SMALL_SHARE, large, fair=fair)
 
     @property
     def held(self) -> int:
@@ -31,52 +33,8 @@ class Budget:
         return self._small.held + self._large.held
 
     @asynccontextmanager
-    async def hold(self, cost: int) -> AsyncGenerator[None, None]:
+    async def hold(self, cost: int, owner: Owner | None = None) -> AsyncGenerator[None, None]:
         """Wait until `cost` bytes are free and hold them inside. A cost beyond its whole lane counts as the whole lane."""
         lane = self._small if cost <= CHUNK_SIZE else self._large
-        cost = min(cost, lane.size)
-        await lane.take(cost)
-        try:
+        async with lane.hold(owner, min(cost, lane.size)):
             yield
-        finally:
-            lane.give(cost)
-
-
-class _Lane:
-    """Whoever gives back hands the bytes over, already counted: between being woken and running nobody can take them."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.held = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    async def take(self, cost: int) -> None:
-        turn = (cost, asyncio.get_running_loop().create_future())
-        self._waiting.append(turn)
-        self._hand_over()
-        try:
-            await turn[1]
-        except asyncio.CancelledError:
-            if not turn[1].cancelled():
-                # It was our turn already; nobody but us can give it back.
-                self.give(cost)
-            else:
-                with suppress(ValueError):
-                    self._waiting.remove(turn)
-                # Those behind may have waited for nothing but this one.
-                self._hand_over()
-            raise
-
-    def give(self, cost: int) -> None:
-        self.held -= cost
-        self._hand_over()
-
-    def _hand_over(self) -> None:
-        while self._waiting:
-            cost, turn = self._waiting[0]
-            if not turn.cancelled():
-                if self.held + cost > self.size:
-                    return
-                self.held += cost
-                turn.set_result(None)
-            self._waiting.popleft()

@@ -5,7 +5,7 @@ beforehand (never a bid, a URL, a host or a message's id). Follows https://prome
 """
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, get_args
 
@@ -83,6 +83,12 @@ class Metrics:
             "message_queue_age_seconds", "Seconds from send to receive.", WAITING_BUCKETS
         )
         self.messages_in_flight = self._gauge("messages_in_flight", "Messages in work now.")
+        self.messages_waiting = self._gauge(
+            "messages_waiting", "Messages received that wait for their recipe's share.", "route"
+        )
+        self.messages_put_off = self._counter(
+            "messages_put_off", "Messages put back into the queue, because others came first.", "route"
+        )
         self.concurrency = self._gauge("concurrency", "Messages worked on at once, at most.")
         self.message_process_seconds = self._histogram(
             "message_process_seconds", "Seconds of work on one message.", RUNNING_BUCKETS, "route", "outcome"
@@ -180,8 +186,11 @@ class Metrics:
         for state in get_args(BundleState):
             self.bundles.labels(state=state)
 
-    def expect(self, queue: str) -> None:
-        """Make the series of the queue that is worked on, so that they count from nought."""
+    def expect(self, queue: str, routes: Iterable[str] = ()) -> None:
+        """Make the series of the queue that is worked on and of its routes, so that they count from nought."""
+        for route in routes:
+            self.messages_waiting.labels(route=route)
+            self.messages_put_off.labels(route=route)
         self.messages_received.labels(queue=queue)
         for outcome in ("ack", "retry", "dead"):
             self.messages_settled.labels(queue=queue, outcome=outcome)

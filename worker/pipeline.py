@@ -5,28 +5,30 @@ Called by worker/settling.py for every delivery. What it raises, worker/disposit
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import structlog
 
-from backends.base import CHUNK_SIZE, Receipt, StorageBackend
+from backends.base import CHUNK_SIZE, StorageBackend
 from backends.errors import CircuitOpen, Conflict, PermissionDenied, StorageError, Unavailable
 from handlers.dispatch import Handlers
 from handlers.errors import Refused
 from handlers.execute import Executed, Miss, Placement, execute
 from handlers.fan_out import READ_AHEAD
 from handlers.messages import Command, decode
-from handlers.payload import Before
-from handlers.plan import ClosePlan, Plan, StorePlan
+from handlers.plan import ClosePlan, StorePlan
+from worker import entries
 from worker.budget import Budget
 from worker.ledger.base import Ledger, LedgerError
-from worker.ledger.values import Close, Entry, Recorded, StoredObject, StoredResource, Transfer
+from worker.ledger.values import Recorded
 from worker.manifest import Manifests
 from worker.queues.base import Ack, Disposition
-from worker.sharing import known_to, referring, shared
+from worker.shares import Owner, Shares
+from worker.sharing import known_to, referring
 from worker.tracing import UNTRACED, Tracing
 
 
@@ -65,13 +67,14 @@ class Pipeline:
         clock: Callable[[], float] = time.time,
         on_referred: Callable[[str, int], None] | None = None,
         tracing: Tracing = UNTRACED,
+        threads: Shares | None = None,
     ) -> None:
         """`staging` and `targets` hold a connected backend for every name the handlers plan with.
 
         `budget` is the memory all transfers of this process share, `spool` a directory for payloads that have to be read from
         their end.
         `on_complete` is called when a bundle was completed here, `on_referred` with a target and the bytes it had already. `clock`
-        gives seconds since the epoch.
+        gives seconds since the epoch. `threads` is how many may transform at once, in all; None: as many as there are.
         """
         self._ledger = ledger
         self._handlers = handlers
@@ -85,6 +88,7 @@ class Pipeline:
         self._on_referred = on_referred
         self._manifests = Manifests(ledger, targets, budget)
         self._tracing = tracing
+        self._threads = threads
         self._log = structlog.get_logger("pipeline")
 
     async def process(self, delivery: Delivery) -> Disposition:
@@ -101,7 +105,7 @@ class Pipeline:
         plan = self._handlers.plan(command)
         delivery.route = plan.route
         if isinstance(plan, ClosePlan):
-            self._tell(command, await self._tracing.record(self._ledger, _entry(plan)))
+            self._tell(command, await self._tracing.record(self._ledger, entries.entry_of(plan)))
             return Ack()
         return await self._store(plan, delivery)
 
@@ -117,6 +121,14 @@ class Pipeline:
         _check_same(command, recorded)
         return Ack()
 
+    def owner(self, body: bytes) -> Owner:
+        """For whom a message is. What cannot be decoded, or has no route, is all one owner's."""
+        try:
+            command = decode(body, self._max_message_bytes)
+            return Owner(self._handlers.route(command), command.bundle.recipe_id)
+        except Exception:  # noqa: BLE001 - `process` meets it again, and there it is a failure like any other
+            return Owner("none")
+
     async def _store(self, plan: StorePlan, delivery: Delivery) -> Disposition:
         """Payload to targets, then the record; with several targets, only those that are still without the payload."""
         several = len(plan.writes) > 1
@@ -126,10 +138,10 @@ class Pipeline:
         required = [miss for miss in executed.misses if miss.write.required]
         if required:
             if several:
-                await self._ledger.note_transfers(_entry(plan), _notes(plan, executed))
+                await self._ledger.note_transfers(entries.entry_of(plan), entries.notes(plan, executed))
             raise _reason(required)
-        missing = tuple(map(_missed, executed.misses))
-        entry = _entry(plan, placements, missing, executed.before)
+        missing = tuple(map(entries.missed, executed.misses))
+        entry = entries.entry_of(plan, placements, missing, executed.before)
         recorded = await self._tracing.record(self._ledger, entry)
         self._tell(plan.command, recorded)
         if recorded.unsettled:
@@ -159,11 +171,13 @@ class Pipeline:
                 )
             # What was noted may not have been settled: a crash, or another delivery, came between.
             noted = tuple(
-                _placed(each.stored) for each in transfers if each.stored is not None and not plan.transforms
+                entries.placed(each.stored)
+                for each in transfers
+                if each.stored is not None and not plan.transforms
             )
             executed = await self._execute(left, delivery)
-            entry = _entry(plan, (*noted, *executed.placements))
-            await self._ledger.settle(entry, _notes(plan, executed))
+            entry = entries.entry_of(plan, (*noted, *executed.placements))
+            await self._ledger.settle(entry, entries.notes(plan, executed))
             if executed.misses:
                 raise _reason(executed.misses)
             # An archive may take long.
@@ -192,7 +206,7 @@ class Pipeline:
             return ()
         keys = {write.target: write.key for write in plan.writes}
         return tuple(
-            _placed(transfer.stored)
+            entries.placed(transfer.stored)
             for transfer in await self._ledger.transfers(plan.command.id)
             if transfer.stored is not None and keys.get(transfer.target) == transfer.stored.key
         )
@@ -203,16 +217,18 @@ class Pipeline:
 
         async def placed(placement: Placement) -> None:
             try:
-                await self._ledger.note_transfers(_entry(plan), [_landed(placement)])
+                await self._ledger.note_transfers(entries.entry_of(plan), [entries.landed(placement)])
             except LedgerError as exc:
                 # A note only saves work after a crash.
                 self._log.warning("a transfer was not noted", target=placement.target, error=str(exc))
 
-        async with delivery.kept_alive(), self._budget.hold(self._memory(plan)):
+        owner = Owner(plan.route, plan.command.bundle.recipe_id)
+        turn = nullcontext if self._threads is None else partial(self._threads.hold, owner, 1)
+        async with delivery.kept_alive(), self._budget.hold(self._memory(plan), owner):
             delivery.begun = True
             known = known_to(self._ledger, plan)
             executed = await execute(
-                plan, self._staging, self._targets, placed, self._spool, self._clock, known
+                plan, self._staging, self._targets, placed, self._spool, self._clock, known, turn
             )
         if known is not None and self._on_referred is not None:
             for each in referring(plan, executed.placements):
@@ -274,82 +290,3 @@ def _finality(error: Exception) -> int:
     if isinstance(error, (Unavailable, PermissionDenied)):
         return 0
     return 2 if isinstance(error, StorageError) and not error.retryable else 1
-
-
-def _landed(placement: Placement) -> Transfer:
-    return Transfer(placement.target, _object(placement))
-
-
-def _missed(miss: Miss) -> Transfer:
-    return Transfer(miss.write.target, error=f"{type(miss.error).__name__}: {miss.error}")
-
-
-def _notes(plan: Plan, executed: Executed) -> list[Transfer]:
-    """What became of the payload, once for each target.
-
-    Of transformed ones only what failed: what landed may be many objects, is found again, and is no sign of what a route
-    without its transforms would have stored.
-    """
-    transformed = isinstance(plan, StorePlan) and plan.transforms
-    landed = () if transformed else map(_landed, executed.placements)
-    return [*landed, *map(_missed, executed.misses)]
-
-
-def _placed(stored: StoredObject) -> Placement:
-    receipt = Receipt(stored.key, stored.size, stored.sha256, stored.etag, stored.version, created=False)
-    return Placement(stored.target, receipt, stored.member or "")
-
-
-def _object(placement: Placement) -> StoredObject:
-    receipt = placement.receipt
-    return StoredObject(
-        placement.target,
-        receipt.key,
-        receipt.size,
-        receipt.sha256,
-        receipt.etag,
-        receipt.version,
-        placement.member or None,
-    )
-
-
-def _entry(
-    plan: Plan,
-    placements: tuple[Placement, ...] = (),
-    missing: tuple[Transfer, ...] = (),
-    before: Before | None = None,
-) -> Entry:
-    bundle = plan.command.bundle
-    return Entry(
-        message_id=plan.command.id,
-        fingerprint=plan.command.fingerprint,
-        bid=bundle.bid,
-        recipe_id=bundle.recipe_id,
-        primary_url=bundle.primary_url,
-        resources_count=bundle.resources_count,
-        meta=bundle.meta,
-        targets=plan.bundle_targets,
-        resource=_stored(plan, placements, before) if isinstance(plan, StorePlan) else None,
-        close=_close(plan) if isinstance(plan, ClosePlan) else None,
-        missing=missing,
-        shared=shared(plan, placements),
-    )
-
-
-def _close(plan: ClosePlan) -> Close:
-    return Close(plan.command.bundle.resources_count, plan.command.bundle.metadata)
-
-
-def _stored(plan: StorePlan, placements: tuple[Placement, ...], before: Before | None) -> StoredResource:
-    resource = plan.command.resource
-    return StoredResource(
-        resource_id=plan.resource_id,
-        url=resource.url,
-        content_type=resource.content_type,
-        status_code=resource.status_code,
-        meta=resource.meta,
-        location=plan.command.payload.location,
-        objects=tuple(_object(placement) for placement in placements),
-        # Where nothing was done and there is nothing to tell, the object says it all.
-        before=before if before is not None and (before.steps or before.notes) else None,
-    )

@@ -8,9 +8,10 @@ deadline. Both happen in `run` when `stop` is called.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import structlog
@@ -21,6 +22,7 @@ from worker.delivery import LeaseKeeper
 from worker.disposition import RetryPolicy
 from worker.health import TICK, Health
 from worker.housekeeping import Housekeeping
+from worker.intake import Intake
 from worker.intake_gate import IntakeGate
 from worker.ledger.base import Ledger, LedgerError
 from worker.metrics import Metrics
@@ -29,7 +31,9 @@ from worker.queues.base import REDRIVES_ATTRIBUTE, Message, Queue, QueueError
 from worker.quiet import Quiet
 from worker.relay import Relay
 from worker.settling import Settler
+from worker.shares import Shares
 from worker.tracing import UNTRACED, Tracing
+from worker.turns import Turns
 
 _GAUGES_EVERY = 5.0
 _GAUGES_SHARE = 100
@@ -46,10 +50,18 @@ _LAST_WORDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
-    """`concurrency`: messages worked on at once. `drain_timeout`: seconds between SIGTERM and giving back."""
+    """`concurrency`: messages worked on at once. `drain_timeout`: seconds between SIGTERM and giving back.
+
+    `look_ahead`: messages received beyond those; `max_message_bytes`: the largest body.
+    `fair`: recipes share; `limits`: messages of a route worked on at once.
+    """
 
     concurrency: int = 64
     drain_timeout: float = 25.0
+    look_ahead: int = 0
+    max_message_bytes: int = 262_144
+    fair: bool = True
+    limits: Mapping[str, int] = field(default_factory=dict)
 
 
 class Service:
@@ -89,10 +101,21 @@ class Service:
             on_silence=lambda why: self._gate.close(why),  # noqa: PLW0108 - each of the two knows the other
         )
         self._gate = IntakeGate(ledger, health, random, attempts.pay_owed)
+        self._turns = Turns(
+            Shares(settings.concurrency, settings.limits, fair=settings.fair),
+            pipeline.owner,
+            put_off=settings.look_ahead > 0,
+            ready=self._gate.passed,
+            random=random,
+            metrics=metrics,
+        )
+        metrics.messages_in_flight.set_function(lambda: self._turns.in_work)
+        self._intake = Intake(settings.concurrency, settings.look_ahead, settings.max_message_bytes)
         self._settler = Settler(
             queue=queue.name,
             pipeline=pipeline,
             attempts=attempts,
+            turns=self._turns,
             retry=retry,
             random=random,
             metrics=metrics,
@@ -134,6 +157,8 @@ class Service:
             await asyncio.wait({intake, stop, *background}, return_when=asyncio.FIRST_COMPLETED)
             self._health.draining = True
             await _ended(intake)
+            # What is not worked on yet need not wait for the end of what is.
+            self._turns.close()
             await self._drain(relay)
         finally:
             stop.cancel()
@@ -147,7 +172,7 @@ class Service:
     async def _take(self, quiet: Quiet, *, until_idle: bool) -> None:
         """Receive while there is room."""
         while not self._stopping.is_set():
-            room = await self._room()
+            room = await self._intake.next(self._freed, self._health)
             # In this order: what frees the room may be what closes the gate.
             if not self._gate.is_open:
                 quiet.disturb()
@@ -193,25 +218,16 @@ class Service:
                 self._metrics.message_queue_age_seconds.observe(max(0.0, now - message.sent_at))
         return messages
 
-    async def _room(self) -> int:
-        """How many more can be worked on at once; waits until it is at least one."""
-        while (room := self._settings.concurrency - len(self._in_work)) <= 0:
-            self._health.busy = True
-            self._freed.clear()
-            await self._freed.wait()
-        self._health.busy = False
-        return room
-
     async def _start(self, messages: Sequence[Message]) -> None:
         for delivery in await self._leases.hold(messages):
             task = asyncio.create_task(self._settler.handle(delivery), name=f"message-{delivery.message.id}")
             self._in_work.add(task)
-            task.add_done_callback(self._finished)
-        self._metrics.messages_in_flight.set(len(self._in_work))
+            self._intake.add(delivery.message)
+            task.add_done_callback(partial(self._finished, delivery.message))
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
+    def _finished(self, message: Message, task: asyncio.Task[None]) -> None:
         self._in_work.discard(task)
-        self._metrics.messages_in_flight.set(len(self._in_work))
+        self._intake.remove(message)
         self._freed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._log.error("a delivery was left to its lease", exc_info=error)
@@ -229,7 +245,7 @@ class Service:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._settings.drain_timeout
         if self._in_work:
-            self._log.info("draining", in_work=len(self._in_work), seconds=self._settings.drain_timeout)
+            self._log.info("draining", in_work=self._turns.in_work, seconds=self._settings.drain_timeout)
             await asyncio.wait(self._in_work, timeout=self._settings.drain_timeout)
         # One allowance for everything that is still to be said.
         deadline = max(deadline, loop.time() + _LAST_WORDS)

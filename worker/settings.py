@@ -58,6 +58,7 @@ from worker.settings_process import (
     sqlite_url,
 )
 from worker.settings_schema import Settings
+from worker.settings_shares import check_shares
 
 __all__ = ["Settings", "SettingsError", "json_schema", "load_settings"]
 
@@ -134,6 +135,7 @@ class _Builder:
         check_archives(self._draft, targets, routes)
         check_keys(self._draft, routes)
         check_deduplication(self._draft, targets, routes)
+        check_shares(self._draft, worker, routes)
         if not (queue and publisher and ledger and worker and relay and housekeeping and admin and logs):
             return None
         if not (audit and cloudwatch and tracing and provision):

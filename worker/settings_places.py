@@ -228,6 +228,18 @@ class RouteSettings(Section):
         description="Whether an identical payload of this route is stored once in each target, and referred to from then on. Not "
         "with `transforms`.",
     )
+    concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Messages of the route in work at once; default: no limit of its own.",
+    )
+    transfer_memory: int | None = Field(
+        default=None,
+        ge=8_388_608,
+        description="Bytes its transfers may hold in memory together, out of `worker.transfer_memory`; default: no limit of its own. "
+        "What alone needs more goes alone.",
+    )
     layout: LayoutSpec | None = Field(
         default=None, description="How keys are built, in place of each target's own `layout`."
     )

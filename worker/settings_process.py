@@ -111,6 +111,17 @@ class WorkerSettings(_Backoff):
     """How messages are worked on."""
 
     concurrency: int = Field(default=64, ge=1, le=1024, description="Messages in work at once.")
+    look_ahead: int | None = Field(
+        default=None,
+        ge=0,
+        le=16_384,
+        description="Messages received beyond those in work, to find what lies behind one recipe's flood; default: 32 times "
+        "the concurrency, at most 2048. With 0 nothing is looked for, and none is put off.",
+    )
+    fair: bool = Field(
+        default=True,
+        description="Whether recipes share the worker. Otherwise messages are worked on in the order they come.",
+    )
     transfer_memory: int = Field(
         default=201_326_592,
         ge=8_388_608,
@@ -134,6 +145,13 @@ class WorkerSettings(_Backoff):
     max_message_bytes: int = Field(
         default=262_144, ge=1024, le=1_048_576, description="Largest message body accepted, in bytes."
     )
+
+    @property
+    def ahead(self) -> int:
+        """`look_ahead`, as it is or as it follows."""
+        if not self.fair:
+            return 0
+        return min(32 * self.concurrency, 2048) if self.look_ahead is None else self.look_ahead
 
 
 class RelaySettings(_Backoff):

@@ -23,6 +23,7 @@ from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.queues.base import Ack, Dead, Disposition, Message, QueueError, Retry
 from worker.tracing import UNTRACED, Tracing
+from worker.turns import PutOff, Turns
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class Settler:
         queue: str,
         pipeline: Pipeline,
         attempts: AttemptLog,
+        turns: Turns,
         retry: RetryPolicy,
         random: Callable[[], float],
         metrics: Metrics,
@@ -55,6 +57,7 @@ class Settler:
         self._queue = queue
         self._pipeline = pipeline
         self._attempts = attempts
+        self._turns = turns
         self._retry = retry
         self._random = random
         self._metrics = metrics
@@ -69,7 +72,10 @@ class Settler:
         structlog.contextvars.bind_contextvars(message=delivery.message.id)
         with self._tracing.processing(delivery.message):
             try:
-                await self._work_on(delivery)
+                async with self._turns.turn(delivery):
+                    await self._work_on(delivery)
+            except PutOff as exc:
+                await self._put_off(delivery, exc.delay)
             except LeaseLost as exc:
                 self._tracing.failed(exc)
                 self._log.warning("given up", error=str(exc))
@@ -99,6 +105,14 @@ class Settler:
             self._count(disposition, outcome)
         else:
             self._log.warning("the lease had passed; the message comes back", outcome=outcome)
+
+    async def _put_off(self, delivery: Delivery, delay: float) -> None:
+        self._tracing.note(route=delivery.route, outcome="put off")
+        self._metrics.messages_put_off.labels(route=delivery.route).inc()
+        try:
+            await _settled(delivery, Retry(delay, counted=False))
+        except QueueError as exc:
+            self._log.warning("not given back; the message comes back", error=str(exc))
 
     async def _disposition(self, delivery: Delivery) -> Disposition:
         message = delivery.message

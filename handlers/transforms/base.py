@@ -14,7 +14,7 @@ The contract all transforms keep:
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,9 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from handlers.errors import Refused
+
+Turn = Callable[[], AbstractAsyncContextManager[None]]
+"""What a thread is used in: whoever shares threads out makes one wait there."""
 
 _ALWAYS = 16 << 20
 """Bytes that may come out of any payload before `Limits.ratio` is looked at: small ones compress by more."""
@@ -206,6 +209,8 @@ class Work:
     folders: set[str] = field(default_factory=set)
     settle: Callable[[Part], Part] = _as_it_is
     """The part under the path it is stored at. For a step that has to know; everybody else's parts are settled after all steps."""
+    turn: Turn = nullcontext
+    """What a thread is used in."""
 
     @property
     def limits(self) -> Limits:

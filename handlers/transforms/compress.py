@@ -19,7 +19,7 @@ from typing import Final, Literal, Protocol, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from backends.base import CHUNK_SIZE
-from handlers.transforms.base import Part, Work
+from handlers.transforms.base import Part, Turn, Work
 from handlers.transforms.offload import offloaded
 from handlers.transforms.peek import peek
 
@@ -81,7 +81,7 @@ class Compress:
     def name(self) -> str:
         return "compress"
 
-    async def apply(self, part: Part, work: Work) -> AsyncGenerator[Part, None]:  # noqa: ARG002 - it gets smaller
+    async def apply(self, part: Part, work: Work) -> AsyncGenerator[Part, None]:
         head, chunks = await peek(part.chunks, 16)
         if _SMALL_ALREADY.match(head):
             yield replace(part, chunks=chunks)
@@ -89,7 +89,7 @@ class Compress:
         if part.content_encoding:
             part = part.noted(f"compressed with its content encoding {part.content_encoding[:80]!a} left on")
         suffix, content_type = _MADE[self._options.codec]
-        async with aclosing(_compressed(self._compressor(), chunks)) as compressing:
+        async with aclosing(_compressed(self._compressor(), chunks, work.turn)) as compressing:
             yield part.changed(self.name, compressing, add=suffix, content_type=content_type)
 
     def _compressor(self) -> _Compressor:
@@ -128,13 +128,15 @@ class _Gzip:
 _MADE: Final = MappingProxyType({"gzip": (".gz", "application/gzip"), "zstd": (".zst", "application/zstd")})
 
 
-async def _compressed(compressor: _Compressor, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+async def _compressed(
+    compressor: _Compressor, chunks: AsyncIterator[bytes], turn: Turn
+) -> AsyncGenerator[bytes, None]:
     async with aclosing(_regular(chunks)) as regular:
         async for chunk in regular:
-            for piece in _cut(await offloaded(len(chunk), partial(compressor.compress, chunk))):
+            for piece in _cut(await offloaded(len(chunk), partial(compressor.compress, chunk), turn)):
                 yield piece
     # What is left to do may be the work of a whole chunk.
-    for piece in _cut(await offloaded(CHUNK_SIZE, compressor.flush)):
+    for piece in _cut(await offloaded(CHUNK_SIZE, compressor.flush, turn)):
         yield piece
 
 

@@ -5,7 +5,7 @@ from functools import partial
 
 from backends.base import CHUNK_SIZE
 from handlers.errors import Refused
-from handlers.transforms.base import Part, Work
+from handlers.transforms.base import Part, Turn, Work
 from handlers.transforms.encryption_format import START, TAG, Header, header_length, parse
 from handlers.transforms.encryption_magic import SUFFIX
 from handlers.transforms.key_ring import KeyRing
@@ -27,11 +27,11 @@ class Decrypt:
     def __init__(self, ring: KeyRing) -> None:
         self._ring = ring
 
-    async def apply(self, part: Part, work: Work) -> AsyncGenerator[Part, None]:  # noqa: ARG002 - the port's
+    async def apply(self, part: Part, work: Work) -> AsyncGenerator[Part, None]:
         """See the port. The chunks raise `Refused`: `payload_corrupt`, or `payload_unsupported` where the key is missing."""
-        yield part.changed(self.name, self._decrypted(part.chunks), drop=[SUFFIX])
+        yield part.changed(self.name, self._decrypted(part.chunks, work.turn), drop=[SUFFIX])
 
-    async def _decrypted(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    async def _decrypted(self, chunks: AsyncIterator[bytes], turn: Turn) -> AsyncGenerator[bytes, None]:
         header, held = await _header(chunks)
         key = self._ring.keys.get(header.key_id)
         if key is None:
@@ -49,10 +49,10 @@ class Decrypt:
             while len(held) > size:
                 batch = bytes(memoryview(held)[:size])
                 del held[:size]
-                yield await offloaded(size, partial(cipher.open, batch, number, last=False))
+                yield await offloaded(size, partial(cipher.open, batch, number, last=False), turn)
                 number += count
             chunk = await anext(chunks, None)
-        if rest := await offloaded(len(held), partial(cipher.open, bytes(held), number, last=True)):
+        if rest := await offloaded(len(held), partial(cipher.open, bytes(held), number, last=True), turn):
             yield rest
 
 

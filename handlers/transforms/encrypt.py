@@ -5,7 +5,7 @@ from functools import partial
 from typing import Final
 
 from backends.base import CHUNK_SIZE
-from handlers.transforms.base import Part, Work
+from handlers.transforms.base import Part, Turn, Work
 from handlers.transforms.encryption_format import CHUNK, TAG, Cipher, room, sealed, sealed_size
 from handlers.transforms.encryption_magic import SUFFIX
 from handlers.transforms.key_ring import KeyRing
@@ -37,7 +37,7 @@ class Encrypt:
         # Other steps make other bytes of the same entry: those get a key of their own.
         identity = (work.identity, part.path, part.member, *part.steps)
         header, cipher = sealed(ring.primary, ring.keys[ring.primary].get_secret_value(), identity)
-        chunks = _encrypted(header, cipher, part.chunks)
+        chunks = _encrypted(header, cipher, part.chunks, work.turn)
         size = None if part.size is None else sealed_size(part.size, len(header))
         yield part.changed(self.name, chunks, add=SUFFIX, content_type="application/octet-stream", size=size)
 
@@ -47,7 +47,7 @@ class Encrypt:
 
 
 async def _encrypted(
-    header: bytes, cipher: Cipher, chunks: AsyncIterator[bytes]
+    header: bytes, cipher: Cipher, chunks: AsyncIterator[bytes], turn: Turn
 ) -> AsyncGenerator[bytes, None]:
     yield header
     held, number = bytearray(), 0
@@ -57,6 +57,6 @@ async def _encrypted(
         while len(held) > _BATCH:
             batch = bytes(memoryview(held)[:_BATCH])
             del held[:_BATCH]
-            yield await offloaded(len(batch), partial(cipher.seal, batch, number, last=False))
+            yield await offloaded(len(batch), partial(cipher.seal, batch, number, last=False), turn)
             number += _BATCH // CHUNK
-    yield await offloaded(len(held), partial(cipher.seal, bytes(held), number, last=True))
+    yield await offloaded(len(held), partial(cipher.seal, bytes(held), number, last=True), turn)

@@ -133,7 +133,7 @@ async def decoded(
         more = True
         while more:
             make = partial(_batch, pieces, 1 if inline else _BATCH)
-            batch, more = await offloaded(0 if inline else CHUNK_SIZE, make)
+            batch, more = await offloaded(0 if inline else CHUNK_SIZE, make, work.turn)
             inline = False
             for piece in batch:
                 yield piece

@@ -6,7 +6,7 @@ The kernel deletes it with its last descriptor: a process that is killed leaves 
 import os
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import IO, TypeVar
@@ -14,8 +14,8 @@ from typing import IO, TypeVar
 from backends.base import CHUNK_SIZE
 from backends.cancellation import to_the_end
 from backends.errors import Unavailable
-from handlers.transforms.base import Work
-from handlers.transforms.offload import offloaded
+from handlers.transforms.base import Turn, Work
+from handlers.transforms.offload import INLINE, offloaded
 
 Result = TypeVar("Result")
 
@@ -23,8 +23,9 @@ Result = TypeVar("Result")
 class Spool:
     """What was written to the file, to be read from anywhere. Its methods block, except `run`; they raise `Unavailable`."""
 
-    def __init__(self) -> None:
+    def __init__(self, turn: Turn) -> None:
         """Made by `spooled`."""
+        self._turn = turn
         self._file: IO[bytes] | None = None
         self.size = 0
 
@@ -65,7 +66,9 @@ class Spool:
 
         A caller who is cancelled waits for the thread: the file must not be closed, and its number given to another, below it.
         """
-        return await to_the_end(offloaded(self.size, work))
+        # Whoever is cancelled does not wait for a turn.
+        async with self._turn() if self.size > INLINE else nullcontext():
+            return await to_the_end(offloaded(self.size, work))
 
     @property
     def _descriptor(self) -> int:
@@ -81,7 +84,7 @@ async def spooled(chunks: AsyncIterator[bytes], work: Work, path: str) -> AsyncG
     Raises `Refused("payload_limit")` where the files of one payload outgrow `Limits.spool`, `Unavailable` where the disk does
     not take it.
     """
-    spool = Spool()
+    spool = Spool(work.turn)
     counted = 0
     try:
         await to_the_end(offloaded(CHUNK_SIZE, partial(spool.open, work.spool)))

@@ -114,7 +114,7 @@ async def _beginning(decoder: Transform, part: Part, start: bytes, work: Work) -
     """
     # Nothing of this is stored, so it counts for nothing; what is decoded for real does.
     boundless = {"total": _BOUNDLESS, "entry": _BOUNDLESS, "entries": _BOUNDLESS, "nesting": _BOUNDLESS}
-    trial = Work(Meter(work.limits.model_copy(update=boundless)), work.spool, work.identity)
+    trial = Work(Meter(work.limits.model_copy(update=boundless)), work.spool, work.identity, turn=work.turn)
     cut = _Cut(start)
     try:
         async with aclosing(decoder.apply(replace(part, chunks=cut), trial)) as parts:

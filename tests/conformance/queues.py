@@ -38,6 +38,8 @@ class Subject:
 
     queue: Queue
     break_dead_letters: Callable[[], Awaitable[None]] | None = None
+    takes_back: bool = True
+    """Whether it can make a receive uncounted."""
 
 
 async def take(queue: Queue, count: int = 1) -> list[Message]:
@@ -136,6 +138,23 @@ class QueueConformance:
         assert await queue.settle(message, Retry()) is True
         (again,) = await queue.receive(1, wait=queue.lease / 2 if queue.lease > 4 else 1)
         assert (again.id, again.receive_count) == (message.id, 2)
+
+    @pytest.mark.parametrize("delay", [0.0, 0.5])
+    async def test_what_is_given_back_uncounted_is_as_if_it_had_not_been_received(
+        self, subject: Subject, delay: float
+    ) -> None:
+        queue = subject.queue
+        await queue.send([OutgoingMessage(b"not yet", {"kind": "résumé"})])
+        (message,) = await take(queue)
+        assert await queue.settle(message, Retry(delay, counted=False)) is True
+        assert (await queue.depth()).idle is False
+        (again,) = await take(queue)
+        counted = 1 if subject.takes_back else 2
+        assert (again.id, again.body, again.receive_count) == (message.id, b"not yet", counted)
+        assert (again.attributes, again.sent_at) == (message.attributes, message.sent_at)
+        assert await queue.settle(again, Retry(0)) is True
+        (last,) = await take(queue)
+        assert last.receive_count == counted + 1
 
     async def test_a_retry_comes_back_after_its_delay(self, queue: Queue) -> None:
         await queue.send(outgoing(b"later"))
@@ -377,7 +396,9 @@ class StaleHandleConformance:
         await until(visible)
         return messages
 
-    @pytest.mark.parametrize("disposition", [Ack(), Retry(), Retry(5), Dead("poison")])
+    @pytest.mark.parametrize(
+        "disposition", [Ack(), Retry(), Retry(5), Retry(1, counted=False), Dead("poison")]
+    )
     async def test_case_24_a_stale_handle_settles_nothing(
         self, queue: Queue, disposition: Ack | Retry | Dead
     ) -> None:

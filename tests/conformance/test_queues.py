@@ -51,7 +51,8 @@ async def rabbitmq(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
 async def sqs(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     async with sqs_queues(request.getfixturevalue("localstack"), lease=2) as queues:
         queue = await SqsQueue.connect(SqsQueueOptions(**queues.options()))
-        yield Subject(queue, partial(queues.client.delete_queue, QueueUrl=queues.dead_url))
+        break_dead_letters = partial(queues.client.delete_queue, QueueUrl=queues.dead_url)
+        yield Subject(queue, break_dead_letters, takes_back=False)
         await queue.aclose()
 
 

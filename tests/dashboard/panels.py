@@ -149,20 +149,22 @@ INTAKE = Row(
     (
         Panel(
             "Messages",
-            "Received from the queue, and how they were settled.",
+            "Received from the queue, how they were settled, and put back into it because others came first.",
             "cps",
             (
                 Query(rate("transload_messages_received_total"), "received"),
                 Query(rate("transload_messages_settled_total", "outcome"), "{{outcome}}"),
+                Query(rate("transload_messages_put_off_total"), "put off"),
             ),
         ),
         Panel(
             "In work",
-            "Messages in work now, and how many may be.",
+            "Messages in work now, how many may be, and how many wait for their recipe's share.",
             "none",
             (
                 Query(gauge("sum", "transload_messages_in_flight"), "in work"),
                 Query(gauge("sum", "transload_concurrency"), "at most"),
+                Query(gauge("sum", "transload_messages_waiting"), "waiting"),
             ),
         ),
         Panel(
@@ -173,7 +175,7 @@ INTAKE = Row(
         ),
         Panel(
             "Work on one message",
-            "From its receive until its fate is known.",
+            "From its turn until its fate is known.",
             "s",
             quantiles("transload_message_process_seconds", by="outcome", legend="{{outcome}}"),
         ),

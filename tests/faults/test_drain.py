@@ -73,7 +73,7 @@ async def test_case_14_work_past_the_deadline_is_given_back_uncounted(
 ) -> None:
     combination = Combination(queue)
     # One at a time: of a poll that was cancelled LocalStack lets the server's half go on, and it would take the message.
-    worker_settings = {"concurrency": 1, "max_attempts": 2, "drain_timeout": 0.05}
+    worker_settings = {"concurrency": 1, "look_ahead": 0, "max_attempts": 2, "drain_timeout": 0.05}
     settings: Changes = {"queue": ENDLESS, "worker": worker_settings}
     async with slow_world(combination, needed(request, combination), tmp_path, changes=settings) as world:
         world.staging.held = {"test-bundle/slow"}

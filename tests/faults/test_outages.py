@@ -51,7 +51,8 @@ async def test_case_41_and_43_without_its_database_a_worker_waits_and_goes_on(
 ) -> None:
     settings: Changes = {
         "queue": {"lease": 600},
-        "worker": {"concurrency": 2, "max_attempts": 2, "drain_timeout": 0},
+        # What waits here for its turn would be tried, and given back.
+        "worker": {"concurrency": 2, "max_attempts": 2, "drain_timeout": 0, "look_ahead": 0},
     }
     combination, services = Combination("embedded", "postgresql"), Services(postgresql=own)
     async with slow_world(combination, services, tmp_path, changes=settings) as world:
@@ -87,7 +88,7 @@ async def test_case_53_on_a_full_disk_the_intake_pauses_until_there_is_room(tmp_
     settings: Changes = {
         "ledger": {"url": f"sqlite:///{disk / 'ledger.db'}"},
         "queue": {"lease": 600},
-        "worker": {"concurrency": 2, "max_attempts": 2},
+        "worker": {"concurrency": 2, "max_attempts": 2, "look_ahead": 0},
     }
     with small_disk(disk) as (fill, free):
         async with slow_world(Combination(), Services(), tmp_path, changes=settings) as world:
@@ -110,7 +111,10 @@ async def test_case_53_where_everything_lies_on_the_full_disk_work_goes_on_when_
 ) -> None:
     """Queue, ledger and target: not even what was in work can be given back, and returns with its lease."""
     disk = tmp_path / "disk"
-    settings: Changes = {"queue": {"lease": 2}, "worker": {"concurrency": 2, "max_attempts": 2}}
+    settings: Changes = {
+        "queue": {"lease": 2},
+        "worker": {"concurrency": 2, "max_attempts": 2, "look_ahead": 0},
+    }
     with small_disk(disk) as (fill, free):
         async with slow_world(
             Combination(), Services(), disk, changes=settings, logs=tmp_path / "logs"

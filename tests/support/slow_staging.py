@@ -24,7 +24,9 @@ class SlowStaging:
     held: set[str] = field(default_factory=set)
     """Keys whose second half waits for `released`."""
     seconds: float = 0.0
-    """How long every other payload takes."""
+    """How long every other payload takes, or those in `slow`."""
+    slow: set[str] = field(default_factory=set)
+    """Keys that take so long, where not all do."""
     released: asyncio.Event = field(default_factory=asyncio.Event)
     begun: list[str] = field(default_factory=list)
     """The key of every read that began."""
@@ -64,8 +66,8 @@ class SlowStaging:
             if number == _PIECES // 2:
                 self.halfway.append(key)
             await response.write(data[at : at + step])
-            if self.seconds:
-                await asyncio.sleep(self.seconds / _PIECES)
+            if self.seconds and (not self.slow or key in self.slow):
+                await asyncio.sleep(self.seconds / min(_PIECES, len(data)))
 
 
 @asynccontextmanager

@@ -17,6 +17,8 @@ PROMISED: dict[str, tuple[str, set[str]]] = {
     "messages_redriven_total": ("messages_redriven", {"queue"}),
     "dead_letters_total": ("dead_letters", {"queue", "reason"}),
     "messages_in_flight": ("messages_in_flight", set()),
+    "messages_waiting": ("messages_waiting", {"route"}),
+    "messages_put_off_total": ("messages_put_off", {"route"}),
     "concurrency": ("concurrency", set()),
     "message_process_seconds_count": ("message_process_seconds", {"route", "outcome"}),
     "visibility_extensions_total": ("visibility_extensions", {"result"}),

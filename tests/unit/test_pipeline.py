@@ -38,6 +38,7 @@ from worker.pipeline import Pipeline
 from worker.queues.base import Ack, OutgoingMessage, Retry
 from worker.queues.memory import MemoryOptions as QueueOptions
 from worker.queues.memory import MemoryQueue
+from worker.shares import Owner
 
 URL = "https://example.com/a.html"
 NOTHING = Attributes()
@@ -284,3 +285,14 @@ async def test_case_19_two_workers_with_the_same_message(world: World) -> None:
     assert outcomes == [Ack(), Ack()]
     assert world.completed == 1
     assert await world.ledger.pending() == 1
+
+
+async def test_for_whom_a_message_is_can_always_be_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one that is a surprise, too: what it fails with is told when it is tried."""
+    assert world.pipeline.owner(encode(fetched())) == Owner("default", "r")
+    assert world.pipeline.owner(encode(close(1))) == Owner("default", "r")
+    assert world.pipeline.owner(b"{") == Owner("none")
+    monkeypatch.setattr(Handlers, "route", None)
+    assert world.pipeline.owner(encode(fetched())) == Owner("none")

@@ -63,6 +63,8 @@ class Retry:
     """Give it back; it becomes visible again after `delay` seconds (0: at once)."""
 
     delay: float = 0.0
+    counted: bool = True
+    """False where nobody worked on it: the receive then does not count, where a queue can take it back, and the delay is a wish."""
 
 
 @dataclass(frozen=True, slots=True)

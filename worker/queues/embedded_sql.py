@@ -45,7 +45,7 @@ _HELD = """
 _LISTED = "seq IN (SELECT value FROM json_each(?))"
 _EXTEND = f"UPDATE messages SET visible_at = ? WHERE {_LISTED}"  # noqa: S608 - a constant, no value is spliced in
 _ACK = f"DELETE FROM messages WHERE {_LISTED}"  # noqa: S608 - as above
-_RETRY = "UPDATE messages SET visible_at = ?, nonce = NULL WHERE seq = ?"
+_RETRY = "UPDATE messages SET visible_at = ?, receive_count = receive_count - ?, nonce = NULL WHERE seq = ?"
 _BURY = """
     UPDATE messages SET queue = ?, attributes = ?, visible_at = ?, receive_count = 0, nonce = NULL WHERE seq = ?
 """
@@ -143,7 +143,7 @@ class Rows:
         valid = {keys[index] for index in json.loads(held)}
         kept: list[int] = []
         acked: list[int] = []
-        retried: list[tuple[int, int]] = []
+        retried: list[tuple[int, bool, int]] = []
         buried: list[tuple[str | None, str, int, int]] = []
         for work in batch:
             if isinstance(work, Extend):
@@ -157,7 +157,8 @@ class Rows:
             if isinstance(work.disposition, Ack):
                 acked.append(work.key[0])
             elif isinstance(work.disposition, Retry):
-                retried.append((now + int(max(work.disposition.delay, 0.0) * 1000), work.key[0]))
+                visible_at = now + int(max(work.disposition.delay, 0.0) * 1000)
+                retried.append((visible_at, not work.disposition.counted, work.key[0]))
             else:
                 buried.append((self._dead, work.attributes, now, work.key[0]))
         if kept:

@@ -137,6 +137,7 @@ class MemoryQueue:
             return False
         if isinstance(disposition, Retry):
             row.handle = None
+            row.receive_count -= not disposition.counted
             row.visible_at = asyncio.get_running_loop().time() + max(disposition.delay, 0.0)
             self._shelf.wake()
             return True

@@ -35,7 +35,7 @@ from worker.queues.base import (
 )
 from worker.queues.rabbitmq_consumer import Consumer
 from worker.queues.rabbitmq_declaring import check, make
-from worker.queues.rabbitmq_messages import message_of, refusal, worn
+from worker.queues.rabbitmq_messages import message_of, refusal, whole, worn
 from worker.queues.rabbitmq_options import RabbitQueueOptions
 from worker.queues.rabbitmq_sending import Sender
 from worker.queues.rabbitmq_topology import Topology
@@ -150,7 +150,8 @@ class RabbitQueue:
         return [message for message in messages if message.handle in lost]
 
     async def settle(self, message: Message, disposition: Disposition) -> bool:
-        """As the port says; `Retry` waits 12 hours at most, and not at all in the dead letters.
+        """As the port says; `Retry` waits 12 hours at most, and not at all in the dead letters. One that does not count goes to the
+        end of the queue: those that are delayed are in no one's count of what waits.
 
         An acknowledgement is not answered over AMQP: when the connection breaks behind it, the message may come back.
         """
@@ -168,10 +169,14 @@ class RabbitQueue:
                 if self._dead is None:
                     # A look at a dead letter is no try at it, and must not bring it straight back.
                     await consumer.unsubscribe()
-                if self._dead is None or (disposition.delay <= 0 and not worn(held.delivery)):
+                at_once = disposition.counted and disposition.delay <= 0
+                if self._dead is None or (at_once and not worn(held.delivery)):
                     await consumer.reject(held, counted=self._dead is not None)
                     return True
-                await self._sender.postpone(message, disposition.delay, held.delivery)
+                if disposition.counted or not whole(held.delivery):
+                    await self._sender.postpone(message, disposition.delay, held.delivery)
+                else:
+                    await self._sender.put_back(held.delivery)
             await consumer.ack(held)
         except (BrokerError, OSError) as exc:
             raise _translate(exc, self._name) from exc

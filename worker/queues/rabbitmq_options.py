@@ -20,7 +20,7 @@ class RabbitQueueOptions(RabbitOptions, QueueOptions):
         default=None,
         ge=1,
         le=65_535,
-        description="Messages the broker hands to this process ahead of its answers; default: worker.concurrency.",
+        description="Messages the broker hands to this process ahead of its answers; default: worker.concurrency and as many again, to look at.",
     )
     lease: float = Field(default=30.0, ge=0.5, description="Seconds a received message stays hidden.")
     consumer_timeout: float | None = Field(

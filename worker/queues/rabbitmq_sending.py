@@ -47,7 +47,9 @@ class Sender:
     async def put_back(self, delivery: DeliveredMessage) -> None:
         """A copy at the end of the queue, as if this delivery had not been."""
         ours = {RECEIVES: receives_of(delivery) - 1}
+        failpoint("rabbitmq.put_back.before")
         await self._copy(delivery, kept_headers(delivery), ours, to=self._topology.queue)
+        failpoint("rabbitmq.put_back.after")
 
     async def postpone(self, message: Message, delay: float, delivery: DeliveredMessage) -> None:
         """A copy that arrives after `delay` seconds."""

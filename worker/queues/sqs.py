@@ -198,7 +198,7 @@ class SqsQueue:
         return lost
 
     async def settle(self, message: Message, disposition: Disposition) -> bool:
-        """As the port says; `Retry` waits 11 hours at most."""
+        """As the port says; `Retry` waits 11 hours at most, and SQS counts every receive."""
         self._ensure_open()
         if isinstance(disposition, Retry):
             delay = min(math.ceil(max(disposition.delay, 0.0)), LONGEST_RETRY)
