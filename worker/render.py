@@ -28,6 +28,8 @@ from worker.ledger.values import BundleRecord, OutboxEntry, StoredResource, Summ
 from worker.local_files import LocalBundle
 from worker.notification import timestamp
 from worker.queues.base import Depth
+from worker.redaction import redact
+from worker.secret_values import Hide
 from worker.verify import Verification
 
 _PIPED_WIDTH = 240
@@ -48,9 +50,9 @@ def say(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(escape(text))
 
 
-def fail(error: Exception) -> None:
+def fail(error: Exception, hide: Hide = redact) -> None:
     """An error, one line a problem."""
-    print(f"transload: {error}", file=sys.stderr)  # noqa: T201 - rich would wrap what people search for
+    print(f"transload: {hide(str(error))}", file=sys.stderr)  # noqa: T201 - rich would wrap what people search for
 
 
 @contextmanager

@@ -26,7 +26,9 @@ from worker.ledger.base import Ledger, LedgerError
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.queues.base import REDRIVES_ATTRIBUTE, Message, Queue, QueueError
+from worker.redaction import redact
 from worker.relay import Relay
+from worker.secret_values import Hide
 from worker.settling import Settler
 from worker.tracing import UNTRACED, Tracing
 
@@ -69,6 +71,7 @@ class Service:
         health: Health,
         circuits: Circuits,
         tracing: Tracing = UNTRACED,
+        hide: Hide = redact,
     ) -> None:
         """Takes connected parts; whoever made them closes them after `run`. Without `housekeeping` nothing is swept."""
         self._queue = queue
@@ -97,6 +100,7 @@ class Service:
             metrics=metrics,
             on_silence=self._gate.close,
             tracing=tracing,
+            hide=hide,
         )
         self._stopping = asyncio.Event()
         self._in_work: set[asyncio.Task[None]] = set()

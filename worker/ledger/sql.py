@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -48,6 +49,8 @@ from worker.ledger.values import (
     Summary,
     Transfer,
 )
+from worker.redaction import redact
+from worker.secret_values import Hide
 
 _CLOSE_SECONDS = 2.0
 """For what is still to be committed when the ledger is closed. Nobody waits for it any more."""
@@ -60,9 +63,13 @@ _SETTLE_PAUSE = 0.02
 class SqlLedger:
     """See worker/ledger/base.py for the contract."""
 
-    def __init__(self, database: Database, *, actor: str | None = None) -> None:
-        """Takes over the database: `aclose` closes it. `actor` is whom the audit trail names; without, none is kept."""
+    def __init__(self, database: Database, *, actor: str | None = None, hide: Hide = redact) -> None:
+        """Takes over the database: `aclose` closes it. `actor` is whom the audit trail names; without, none is kept.
+
+        `hide` takes secrets out of the texts of errors.
+        """
         self._database = database
+        self._hide = hide
         self._trail = auditing.Trail(actor)
         dialect = sqlite if database.dialect == "sqlite" else postgresql
         self._insert_into = cast("Callable[..., sqlite.Insert]", dialect.insert)
@@ -73,6 +80,8 @@ class SqlLedger:
         return await self._grouped.finds.submit(message_id)
 
     async def record(self, entry: Entry) -> Recorded:
+        if entry.missing:
+            entry = replace(entry, missing=self._told(entry.missing))
         return await self._grouped.records.submit(entry)
 
     async def contents(self, route: str, sha256: str) -> Mapping[str, StoredObject]:
@@ -82,11 +91,12 @@ class SqlLedger:
         return await self._grouped.transfers.submit(message_id)
 
     async def note_transfers(self, entry: Entry, transfers: Sequence[Transfer]) -> None:
-        await self._grouped.notes.submit((entry, tuple(transfers)))
+        await self._grouped.notes.submit((entry, self._told(transfers)))
 
     async def settle(self, entry: Entry, transfers: Sequence[Transfer]) -> None:
+        told = self._told(transfers)
         failpoint("ledger.settle.before")
-        await self._database.write(lambda conn: self._settle(conn, entry, transfers))
+        await self._database.write(lambda conn: self._settle(conn, entry, told))
         failpoint("ledger.settle.after")
 
     async def forget_transfers(self, message_id: str) -> None:
@@ -112,6 +122,7 @@ class SqlLedger:
         return await self._grouped.begins.submit((queue, message_id))
 
     async def failed(self, queue: str, message_id: str, number: int | None, attempt: Attempt) -> None:
+        attempt = replace(attempt, detail=self._hide(attempt.detail))
         failpoint("ledger.failed.before")
         await self._database.write(
             lambda conn: tries.fail(conn, self._insert_into, queue, message_id, number, attempt)
@@ -141,10 +152,10 @@ class SqlLedger:
     async def postpone(self, row: OutboxRow, delay: float, error: str) -> bool:
         # The claim ends with it, so that a renewal of the batch it came with does not move it.
         values = {"due_at": now_ms() + _ms(delay), "generation": outbox.c.generation + 1}
-        return bool(await self._change([row], **values, error=tries.storable(error)))
+        return bool(await self._change([row], **values, error=tries.storable(self._hide(error))))
 
     async def park(self, row: OutboxRow, error: str) -> bool:
-        return bool(await self._change([row], state="parked", error=tries.storable(error)))
+        return bool(await self._change([row], state="parked", error=tries.storable(self._hide(error))))
 
     async def pending(self) -> int:
         return await self._database.read(queries.pending)
@@ -230,7 +241,10 @@ class SqlLedger:
         if not self._trail.kept:
             return
         failpoint("ledger.audit.before")
-        clean = [auditing.storable_record(record) for record in records]
+        clean = [
+            auditing.storable_record(replace(each, detail=each.detail and self._hide(each.detail)))
+            for each in records
+        ]
         await self._database.write(lambda conn: self._trail.append(conn, clean))
         failpoint("ledger.audit.after")
 
@@ -279,6 +293,9 @@ class SqlLedger:
                 await self._grouped.aclose()
         # It ends what a silent server keeps waiting.
         await self._database.aclose()
+
+    def _told(self, transfers: Sequence[Transfer]) -> tuple[Transfer, ...]:
+        return tuple(replace(each, error=each.error and self._hide(each.error)) for each in transfers)
 
     def _settle(self, conn: Connection, entry: Entry, transfers: Sequence[Transfer]) -> None:
         held = select(bundles.c.bid).where(bundles.c.bid == entry.bid).with_for_update()
