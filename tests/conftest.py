@@ -157,7 +157,7 @@ def _logs_as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def localstack(request: pytest.FixtureRequest) -> LocalStackEndpoint:
-    """S3, SQS, SNS, KMS, STS and CloudWatch. Names (buckets, queues) are the test's to make random: the server is shared."""
+    """S3, SQS, SNS, KMS, STS, CloudWatch and Secrets Manager. Names (buckets, queues) are the test's to make random: the server is shared."""
     return LocalStackEndpoint(_demand(request, LocalStack()).endpoint_url)
 
 

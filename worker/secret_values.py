@@ -72,22 +72,21 @@ def _values(name: str, value: Any) -> Iterator[tuple[str, bool]]:
     """Every text of the settings, and whether it is a secret."""
     if isinstance(value, SecretStr):
         yield from _opened(value.get_secret_value())
-    elif isinstance(value, BaseModel):
-        for key, each in value:
-            yield from _values(key, each)
-    elif isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from _values(str(key), each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _values(name, each)
+    elif isinstance(value, str) and is_secret_name(name):
+        yield value, True
     elif isinstance(value, str):
-        if is_secret_name(name):
-            yield value, True
-        elif "://" in value:
-            yield from _url(value)
-        else:
-            yield value, False
+        yield from _url(value) if "://" in value else [(value, False)]
+    else:
+        for key, each in _members(name, value):
+            yield from _values(key, each)
+
+
+def _members(name: str, value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, BaseModel):
+        return value
+    if isinstance(value, Mapping):
+        return ((str(key), each) for key, each in value.items())
+    return ((name, each) for each in value) if isinstance(value, list | tuple) else ()
 
 
 def _opened(secret: str) -> Iterator[tuple[str, bool]]:

@@ -20,7 +20,7 @@ from tests.support.processes import Server, free_port
 from tests.support.services import HOME, NotAvailable, Running, environment_without, exclusive, fetch
 
 VARIABLE = "TRANSLOAD_TEST_LOCALSTACK_URL"
-NEEDED = ("s3", "sqs", "sns", "kms", "sts", "cloudwatch")
+NEEDED = ("s3", "sqs", "sns", "kms", "sts", "cloudwatch", "secretsmanager")
 RELEASES = (("3.13", "4.14.0"), ("3.11", "4.12.0"))
 """Python version and the LocalStack release that works on it, the preferred one first."""
 PINS = ("cbor2<6", "pyopenssl<26", "cryptography<46", "service-identity")
