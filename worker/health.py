@@ -21,6 +21,7 @@ from typing import Any, Final
 import structlog
 
 from worker.metrics import Metrics
+from worker.uncaught import traceback_of
 
 _CLIENT_TIMEOUT: Final = 5.0
 """Seconds for a whole connection."""
@@ -205,8 +206,9 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class calls it so
         """A client that goes away is no event; anything else is one log line."""
-        if not isinstance(sys.exception(), OSError):
-            structlog.get_logger("admin").warning("request failed", exc_info=True)
+        error = sys.exception()
+        if error is not None and not isinstance(error, OSError):
+            structlog.get_logger("admin").warning("request failed", exception=traceback_of(error))
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -28,7 +28,7 @@ _ENCODED_USERINFO: Final = re.compile(r"(?P<slashes>%3A%2F%2F)[^\s/?#\"'&]{1,256
 
 # `name=value` in query strings, in libpq's and Azure's connection strings, in an AWS4 header. Values may be quoted as libpq has it.
 _PARAMETER: Final = re.compile(
-    r"(?P<name>(?:^|[?&;,\s\"'({])"
+    r"(?P<name>(?:^|[?#&;,\s\"'({])"
     rf"(?:[\w.-]{{0,64}}(?:{_NAMES.replace('_?', '[_-]?')})[\w.-]{{0,64}}"
     r"|AWSAccessKeyId|AccountKey|SharedAccessKey|sig|pwd|delegation)"
     r"(?:=|%3D))"
@@ -43,11 +43,11 @@ _MEMBER: Final = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 
-# A header as HTTP writes it. What follows on its line belongs to it.
+# A header as HTTP writes it, also after a line end that was escaped. What follows on its line belongs to it.
 _HEADER: Final = re.compile(
-    r"(?P<name>\b(?:proxy-)?authorization\s{0,4}:\s{0,4}"
-    r"|(?<![\w-])(?:x-[\w-]{0,64}?(?:token|key|signature|secret)|(?:set-)?cookie)\s{0,4}:\s{0,4})"
-    r"[^\r\n\"'<]+",
+    r"(?P<name>(?:(?<![\w-])|(?<=\\[nr]))"
+    r"(?:(?:proxy-)?authorization|x-[\w-]{0,64}?(?:token|key|signature|secret)|(?:set-)?cookie)\s{0,4}:\s{0,4})"
+    r"[^\r\n\"'<\\]+",
     re.IGNORECASE,
 )
 _SCHEME: Final = re.compile(

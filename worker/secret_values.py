@@ -114,7 +114,8 @@ _SECRET_PAIRS: Final = frozenset(
 
 
 def _is_text(key: str, value: object) -> bool:
-    return isinstance(value, str) and is_secret_name(key)
+    # `token_uri` is the address of whoever gives out tokens.
+    return isinstance(value, str) and is_secret_name(key) and "://" not in value
 
 
 def _url(text: str) -> Iterator[tuple[str, bool]]:

@@ -23,6 +23,7 @@ from botocore.exceptions import (
     ProfileNotFound,
     SSLError,
 )
+from botocore.exceptions import ConnectionError as NoConnection
 
 from backends.aws_session import RoleNotAssumed, open_session
 from worker.settings_secrets import SecretsSettings, Unreadable, Version
@@ -63,7 +64,7 @@ _FAILURES: Final[tuple[tuple[tuple[type[Exception], ...], str], ...]] = (
         "no secure connection to Secrets Manager; look at secrets.endpoint_url and its certificate",
     ),
     (
-        (HTTPClientError, OSError),
+        (HTTPClientError, NoConnection, OSError),
         "Secrets Manager cannot be reached; look at secrets.endpoint_url, secrets.region and the network",
     ),
 )

@@ -31,6 +31,7 @@ from worker.relay import Relay
 from worker.secret_values import Hide
 from worker.settling import Settler
 from worker.tracing import UNTRACED, Tracing
+from worker.uncaught import traceback_of
 
 _GAUGES_EVERY = 5.0
 _GAUGES_SHARE = 100
@@ -208,7 +209,7 @@ class Service:
         self._metrics.messages_in_flight.set(len(self._in_work))
         self._freed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.error("a delivery was left to its lease", exc_info=error)
+            self._log.error("a delivery was left to its lease", exception=traceback_of(error))
 
     async def _is_idle(self) -> bool:
         """Nothing waits, is in work or comes back, and every completion is out. Looked at twice: queues approximate."""

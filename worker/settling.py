@@ -24,6 +24,7 @@ from worker.queues.base import Ack, Dead, Disposition, Message, QueueError, Retr
 from worker.redaction import redact
 from worker.secret_values import Hide
 from worker.tracing import UNTRACED, Tracing
+from worker.uncaught import traceback_of
 
 
 @dataclass(slots=True)
@@ -131,7 +132,7 @@ class Settler:
             attempt=len(earlier) + 1,
             error=str(error),
             fate=_shown(disposition),
-            exc_info=error if _unforeseen(error) else None,
+            **({"exception": traceback_of(error)} if _unforeseen(error) else {}),
         )
         return disposition
 

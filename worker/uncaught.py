@@ -1,4 +1,4 @@
-"""What nobody caught, told on standard error without secrets. worker/cli.py has it around every command.
+"""What nobody caught, or nobody foresaw, told without secrets. worker/cli.py has it around every command.
 
 Python's own ways print messages as they are: of an error in a thread, of one in `__del__`, of one that ends the process.
 """
@@ -17,9 +17,18 @@ if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
 
+def traceback_of(error: BaseException) -> str:
+    """Frames and messages, with those of its causes: a log line's `exception`.
+
+    Never `exc_info`: in a process that does not configure structlog, as a fetcher's may be, its default shows the values of all
+    variables.
+    """
+    return "".join(traceback.format_exception(error))
+
+
 def tell(error: BaseException, hide: Hide) -> None:
-    """Its traceback, with those of its causes."""
-    sys.stderr.write(hide("".join(traceback.format_exception(error))))
+    """Its traceback, on standard error."""
+    sys.stderr.write(hide(traceback_of(error)))
 
 
 @contextmanager
@@ -27,7 +36,9 @@ def hidden(hide: Hide) -> Iterator[None]:
     """Errors in threads, and those that Python can only ignore, are told so while the block runs."""
 
     def unraisable(seen: "UnraisableHookArgs") -> None:
-        sys.stderr.write(f"{seen.err_msg or 'Exception ignored in'}: {type(seen.object).__qualname__}\n")
+        # Its repr is anybody's, its name is not.
+        name = getattr(seen.object, "__qualname__", type(seen.object).__qualname__)
+        sys.stderr.write(f"{seen.err_msg or 'Exception ignored in'}: {name}\n")
         if seen.exc_value is not None:
             tell(seen.exc_value, hide)
 

@@ -4,6 +4,7 @@ Each runs on threads of its own, so that it also answers commands that have the 
 tests/faults/canaries and by the tests of the secrets.
 """
 
+import asyncio
 import http.client
 import json
 import socket
@@ -18,6 +19,7 @@ from html import escape
 from typing import Final
 from urllib.parse import unquote_plus
 
+import asyncssh
 from pamqp import commands, frame
 
 _TIMEOUT: Final = 5.0
@@ -64,7 +66,7 @@ def listening(talk: Talk) -> Iterator[Echo]:
         block_on_close = False
         allow_reuse_address = True
 
-        def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - the base class calls it so
+        def handle_error(self, request: object, client_address: object) -> None:
             """A client that hangs up is no event."""
 
     with Server(("127.0.0.1", 0), Handler) as server:
@@ -131,7 +133,9 @@ def _answer(kind: str, request: bytes) -> bytes:
     line = _printable(f"{target} {unquote_plus(target)} {' '.join(lines)}")[:LINE]
     status = 307 if kind == "redirect" else 200 if kind == "malformed" else int(kind)
     body = _document(text, lines, target).encode()
-    credentials = next((each.partition(":")[2].strip() for each in lines if each.lower().startswith("authorization")), "")
+    credentials = next(
+        (each.partition(":")[2].strip() for each in lines if each.lower().startswith("authorization")), ""
+    )
     headers = [
         f"HTTP/1.1 {status} {http.client.responses.get(status, 'Odd')} {line}",
         f"Content-Type: {'application/json' if 'json' in text.lower() else 'application/xml'}",
@@ -140,12 +144,14 @@ def _answer(kind: str, request: bytes) -> bytes:
         f"x-amz-request-id: {line}",
         f"x-ms-error-code: {line}",
         f"x-amzn-ErrorType: {line}",
-        f"WWW-Authenticate: Bearer realm=\"{_printable(credentials)}\", authorization_uri=\"{line}\"",
-        f"ETag: \"{line[:200]}\"",
+        f'WWW-Authenticate: Bearer realm="{_printable(credentials)}", authorization_uri="{line}"',
+        f'ETag: "{line[:200]}"',
         "Connection: keep-alive",
     ]
     if kind == "redirect":
-        headers.append(f"Location: http://127.0.0.1:9/{_printable(credentials).replace(' ', '%20')}?{target.partition('?')[2]}")
+        headers.append(
+            f"Location: http://127.0.0.1:9/{_printable(credentials).replace(' ', '%20')}?{target.partition('?')[2]}"
+        )
     return "\r\n".join(headers).encode("latin-1", "replace") + b"\r\n\r\n" + (b"" if wants_nothing else body)
 
 
@@ -203,7 +209,14 @@ def postgresql_answer(connection: socket.socket, heard: list[bytes]) -> None:
     said = b"refused: %s; host=db user=u password='%s' postgresql://u:%s@db/x" % ((password,) * 3)
     fields = b"".join(
         code + value + b"\x00"
-        for code, value in ((b"S", b"FATAL"), (b"V", b"FATAL"), (b"C", b"28P01"), (b"M", said), (b"D", said), (b"H", said))
+        for code, value in (
+            (b"S", b"FATAL"),
+            (b"V", b"FATAL"),
+            (b"C", b"28P01"),
+            (b"M", said),
+            (b"D", said),
+            (b"H", said),
+        )
     )
     connection.sendall(b"E" + struct.pack("!I", len(fields) + 5) + fields + b"\x00")
 
@@ -223,11 +236,18 @@ def amqp_answer(connection: socket.socket, heard: list[bytes]) -> None:
         connection.recv(4096)
 
 
-def raw_answer(connection: socket.socket, heard: list[bytes]) -> None:
-    """Sends back whatever comes."""
-    while piece := connection.recv(65536):
-        heard.append(piece)
-        connection.sendall(piece)
+def raw_answer(kind: str) -> Talk:
+    """A server that does not speak the protocol. `garbage` sends back whatever comes, `drop` hangs up, `silent` waits."""
+
+    def talk(connection: socket.socket, heard: list[bytes]) -> None:
+        while piece := connection.recv(65536):
+            heard.append(piece)
+            if kind == "drop":
+                return
+            if kind == "garbage":
+                connection.sendall(piece)
+
+    return talk
 
 
 def _sized(connection: socket.socket) -> bytes:
@@ -242,3 +262,48 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
             raise EOFError
         raw += piece
     return raw
+
+
+@contextmanager
+def refusing_ssh() -> Iterator[Echo]:
+    """An SSH server that takes no password, and says which one it was: in its banner, and as it hangs up."""
+    heard: list[bytes] = []
+    loop = asyncio.new_event_loop()
+
+    class Server(asyncssh.SSHServer):
+        def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+            self._connection = conn
+
+        def password_auth_supported(self) -> bool:
+            return True
+
+        def validate_password(self, username: str, password: str) -> bool:
+            heard.append(password.encode())
+            self._connection.send_auth_banner(f"no: {username}:{password}\r\n")
+            raise asyncssh.PermissionDenied(f"{username} may not enter with {password} ({password!r})")
+
+    listener = loop.run_until_complete(
+        asyncssh.listen(
+            "127.0.0.1",
+            0,
+            server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+            server_factory=Server,
+            config=None,
+        )
+    )
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield Echo(listener.get_port(), heard)
+    finally:
+        asyncio.run_coroutine_threadsafe(_closed(listener), loop).result(_TIMEOUT)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _closed(listener: asyncssh.SSHAcceptor) -> None:
+    listener.close()
+    await listener.wait_closed()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()

@@ -18,9 +18,9 @@ from worker.bootstrap import make_handlers
 from worker.publishers.embedded import EmbeddedPublisher
 from worker.queues.embedded import EmbeddedQueue
 from worker.settings import Settings, SettingsError, json_schema, load_settings
-from worker.settings_schema import SECTIONS
 from worker.settings_places import RouteSettings
 from worker.settings_reference import reference
+from worker.settings_schema import SECTIONS
 
 CANARY = "C4n4ry/s3cret+Key"
 
