@@ -321,7 +321,7 @@ def explain(
     file: Annotated[str, typer.Argument(metavar="FILE|-", help="A message's body; - reads standard input.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say what a worker would do with a message: route, source, keys and targets. Connects to nothing, writes nothing.
+    """Say what a worker would do with a message: route, source, keys and targets. Asks no queue, ledger or store, writes nothing.
 
     A message that would be a dead letter gives its reason in one line, and exit status 2.
     """

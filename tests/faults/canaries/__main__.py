@@ -7,19 +7,14 @@ Exit status 1 when it was seen anywhere in what the process wrote. What that is,
 
 import argparse
 import multiprocessing
-import os
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 
-from tests.faults.canaries.driving import drive
+from tests.faults.canaries.running import Cell, alone, run
 from tests.faults.canaries.subjects import SUBJECTS, Subject
-from tests.faults.canaries.words import WORD
 
 _COLUMNS = (
     "401",
@@ -39,19 +34,6 @@ _COLUMNS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One adapter in one kind of trouble."""
-
-    subject: int
-    answer: str
-    leaks: Sequence[str]
-    written: int
-    """Bytes."""
-    heard: bool
-    """The server was told the secret itself, and so could repeat it."""
-
-
 def main() -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.canaries")
@@ -66,8 +48,8 @@ def main() -> int:
         for answer in subject.answers
         if chosen.only in _named(subject) and chosen.answer in {None, answer}
     ]
-    with ProcessPoolExecutor(chosen.jobs, multiprocessing.get_context("spawn"), _alone) as pool:
-        cells = list(pool.map(_cell, wanted))
+    with ProcessPoolExecutor(chosen.jobs, multiprocessing.get_context("spawn"), alone) as pool:
+        cells = list(pool.map(run, wanted))
     _print(cells)
     leaks = sum(len(cell.leaks) for cell in cells)
     written = sum(cell.written for cell in cells)
@@ -77,25 +59,6 @@ def main() -> int:
         f"leaks: {leaks} ({time.monotonic() - began:.0f} s)"
     )
     return 1 if leaks or not cells else 0
-
-
-def _alone() -> None:
-    """A developer's profile, endpoint or proxy is not to be asked."""
-    for name in [name for name in os.environ if name.startswith(("AWS_", "OC_", "TRANSLOAD_"))]:
-        del os.environ[name]
-    os.environ |= {
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "NO_PROXY": "127.0.0.1",
-    }
-
-
-def _cell(wanted: tuple[int, str]) -> Cell:
-    number, answer = wanted
-    with tempfile.TemporaryDirectory() as folder:
-        written = drive(SUBJECTS[number], answer, Path(folder))
-        return Cell(number, answer, written.leaks, len(written.content), WORD.encode() in written.heard)
 
 
 def _named(subject: Subject) -> str:
