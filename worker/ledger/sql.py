@@ -28,6 +28,7 @@ from worker.ledger.database import Database
 from worker.ledger.group_commit import GroupCommit
 from worker.ledger.recording import Recorder
 from worker.ledger.schema import bundles, now_ms, outbox, probe
+from worker.ledger.telling import told, told_entry
 from worker.ledger.values import (
     AuditQuery,
     AuditRecord,
@@ -80,9 +81,7 @@ class SqlLedger:
         return await self._grouped.finds.submit(message_id)
 
     async def record(self, entry: Entry) -> Recorded:
-        if entry.missing:
-            entry = replace(entry, missing=self._told(entry.missing))
-        return await self._grouped.records.submit(entry)
+        return await self._grouped.records.submit(told_entry(entry, self._hide))
 
     async def contents(self, route: str, sha256: str) -> Mapping[str, StoredObject]:
         return await self._database.read(lambda conn: of_contents.known(conn, route, sha256))
@@ -91,12 +90,12 @@ class SqlLedger:
         return await self._grouped.transfers.submit(message_id)
 
     async def note_transfers(self, entry: Entry, transfers: Sequence[Transfer]) -> None:
-        await self._grouped.notes.submit((entry, self._told(transfers)))
+        await self._grouped.notes.submit((entry, told(transfers, self._hide)))
 
     async def settle(self, entry: Entry, transfers: Sequence[Transfer]) -> None:
-        told = self._told(transfers)
+        clean, known = told_entry(entry, self._hide), told(transfers, self._hide)
         failpoint("ledger.settle.before")
-        await self._database.write(lambda conn: self._settle(conn, entry, told))
+        await self._database.write(lambda conn: self._settle(conn, clean, known))
         failpoint("ledger.settle.after")
 
     async def forget_transfers(self, message_id: str) -> None:
@@ -293,9 +292,6 @@ class SqlLedger:
                 await self._grouped.aclose()
         # It ends what a silent server keeps waiting.
         await self._database.aclose()
-
-    def _told(self, transfers: Sequence[Transfer]) -> tuple[Transfer, ...]:
-        return tuple(replace(each, error=each.error and self._hide(each.error)) for each in transfers)
 
     def _settle(self, conn: Connection, entry: Entry, transfers: Sequence[Transfer]) -> None:
         held = select(bundles.c.bid).where(bundles.c.bid == entry.bid).with_for_update()
