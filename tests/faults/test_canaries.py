@@ -124,18 +124,19 @@ def secret_options() -> Iterator[tuple[str, dict[str, Any], str]]:
         yield section, {}, "session_token"
 
 
-WRONG: tuple[Any, ...] = ([WORD], {"a": WORD}, [{"x": [WORD]}], f"{WORD}\0")
-
-
 @pytest.mark.parametrize(("section", "needs", "key"), [*secret_options()])
 def test_case_99_a_secret_of_the_wrong_kind_is_not_repeated(
     section: str, needs: dict[str, Any], key: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "t.yaml"
-    spelled = (key, f"{key}_env", f"{key}_file", f"{key}_secret")
-    wrong = [(name, value) for value in WRONG for name in spelled] + [(f"{key}s", WORD), (f"{key}_env", WORD)]
-    for name, value in wrong:
-        given: dict[str, Any] = {**needs, name: value, "nonsense": 1}
+    wrong: list[dict[str, Any]] = [
+        {key: [WORD], "nonsense": 1},
+        {key: f"{WORD}\0", f"{key}s": WORD},
+        {f"{key}_env": WORD},
+        {f"{key}_env": [WORD], f"{key}_file": [{"x": WORD}], f"{key}_secret": {"x": WORD}},
+    ]
+    for each in wrong:
+        given = {**needs, **each}
         file.write_text(
             yaml.safe_dump({section: {"m": given} if section == "targets" else given}), encoding="utf-8"
         )
