@@ -1,4 +1,4 @@
-"""Reads secrets from AWS Secrets Manager, once, when a process starts. Called by worker/settings_references.py only.
+"""Reads secrets from AWS Secrets Manager, once, when a process starts. Called by worker/config_references.py only.
 
 Each secret is one `GetSecretValue`, all at the same time. The batch call of the API would need a permission more, and takes no
 stages: https://docs.aws.amazon.com/secretsmanager/latest/apireference/API_GetSecretValue.html.

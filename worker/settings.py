@@ -20,6 +20,7 @@ from handlers.transforms.key_ring import KeyOptions, KeyRingOptions
 from handlers.transforms.registry import TRANSFORMS
 from worker.config_environment import overlay, resolve_references
 from worker.config_file import FILE_VARIABLE, UNRESOLVED, Draft, KeyPath, SettingsError, read_file
+from worker.config_references import resolve
 from worker.provision.settings import ProvisionSettings
 from worker.publishers.base import PublisherOptions
 from worker.publishers.registry import PUBLISHERS
@@ -57,7 +58,6 @@ from worker.settings_process import (
     WorkerSettings,
     sqlite_url,
 )
-from worker.settings_references import resolve
 from worker.settings_schema import SECTIONS, Settings
 from worker.settings_secrets import SecretsSettings
 

@@ -139,7 +139,7 @@ def _variant(
 
 
 def _with_references(schema: Schema, *, secrets: bool = True) -> Schema:
-    """The same object with `X_env`, `X_file` and `X_secret` accepted in the place of every X, as settings_references.py has it."""
+    """The same object with `X_env`, `X_file` and `X_secret` accepted in the place of every X, as config_references.py has it."""
     ways = {name: _ways(name, schema["properties"], secrets=secrets) for name in schema["properties"]}
     references = {
         each: {"type": "string", "description": about}

@@ -1,6 +1,6 @@
 """The section `secrets`: how AWS Secrets Manager is asked, for every `X_secret` of the settings.
 
-worker/settings_schema.py hangs it into the settings, worker/settings_references.py and worker/secrets_manager.py work with it.
+worker/settings_schema.py hangs it into the settings, worker/config_references.py and worker/secrets_manager.py work with it.
 """
 
 from dataclasses import dataclass

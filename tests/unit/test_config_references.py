@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from worker.config_references import FILE_LIMIT
 from worker.settings import Settings, SettingsError, check_settings, load_settings
-from worker.settings_references import FILE_LIMIT
 
 CANARY = "canary-secret-0123456789"
 S3 = "backend: s3, bucket: bbb, access_key_id: a"
