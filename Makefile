@@ -11,7 +11,7 @@ JOBS   := 4
 # the empty PYTHONDONTWRITEBYTECODE.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test conformance lint format docs simulate-scaling bench bench-memory bench-tracing bench-transforms bench-fairness crash soak fuzz lock audit sbom licences wheel dashboard clean
+.PHONY: help demo test conformance lint format docs simulate-scaling bench bench-memory bench-tracing bench-transforms bench-fairness canaries crash soak fuzz lock audit sbom licences wheel dashboard clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ bench: $(STAMP) ## 2,000 resources of 10 kB, file to file, beside a bare thread 
 
 crash: $(STAMP) ## SIGKILL at every failpoint on every queue, ledger and store, and the table of it (ARGS=--short: a sample)
 	@$(BIN)/python -m tests.faults.crash $(ARGS)
+
+canaries: $(STAMP) ## every adapter into every kind of trouble with a canary for its secret, and where the canary was seen (ARGS='--only s3')
+	@$(BIN)/python -m tests.faults.canaries --jobs $(JOBS) $(ARGS)
 
 soak: $(STAMP) ## three real workers under a random load, killed and held up at random (MINUTES=4, HOURS=, SEED=, ARGS=--short)
 	@$(BIN)/python -m tests.faults.soak $(if $(HOURS),--hours $(HOURS),$(if $(MINUTES),--minutes $(MINUTES))) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -4,6 +4,7 @@ Messages are built from the status and the service's error code, because the SDK
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from enum import Enum
@@ -25,6 +26,7 @@ from backends.errors import (
 SDK_ERRORS = (AzureError, OSError)
 """Everything the SDK raises for a request; a passed deadline is a `TimeoutError`, an `OSError`."""
 
+_CODE = re.compile(r"[A-Za-z0-9_]{1,100}")
 _BY_CODE: Mapping[str, type[StorageError]] = MappingProxyType(
     {
         "BlobAlreadyExists": Conflict,
@@ -69,9 +71,10 @@ async def translated(doing: str, seconds: float) -> AsyncIterator[None]:
 
 
 def error_code(exc: BaseException | None) -> str:
-    """The service's own word for what went wrong; empty where it said nothing."""
+    """The service's own word for what went wrong; empty where it said nothing, or something that is no such word."""
     code = getattr(exc, "error_code", None)
-    return str(code.value if isinstance(code, Enum) else code or "")
+    said = str(code.value if isinstance(code, Enum) else code or "")
+    return said if _CODE.fullmatch(said) else ""
 
 
 def _translate(exc: Exception, doing: str, seconds: float) -> StorageError:

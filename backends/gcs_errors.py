@@ -39,6 +39,7 @@ _BY_STATUS: Mapping[int, type[StorageError]] = MappingProxyType(
 )
 """https://cloud.google.com/storage/docs/json_api/v1/status-codes; 410 and 499 are sessions that are over. What is not named may pass."""
 _THROTTLED = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
+_WORD = re.compile(r"[A-Za-z]{1,64}")
 _MISMATCH = re.compile(r"doesn't match calculated", re.IGNORECASE)
 
 
@@ -61,7 +62,8 @@ def check(status: int, body: bytes, doing: str) -> None:
         kind = Unavailable
     if status == 400 and _MISMATCH.search(message):
         kind = IntegrityError
-    raise kind(f"GCS could not {doing}: HTTP {status}" + (f" ({reason})" if reason else ""))
+    # Anything else than a word is none of GCS's reasons, and may repeat what the request carried.
+    raise kind(f"GCS could not {doing}: HTTP {status}" + (f" ({reason})" if _WORD.fullmatch(reason) else ""))
 
 
 def _translate(exc: Exception, doing: str) -> StorageError:

@@ -1,6 +1,7 @@
 """What WebHDFS refuses, and what goes wrong on the way to it, as this room's errors. Used by backends/hdfs_client.py only."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -18,6 +19,8 @@ from backends.errors import (
     Unsupported,
 )
 
+_NAME = re.compile(r"[A-Za-z0-9$_]{1,100}")
+"""Of a class of Java; anything else may repeat what the request carried."""
 _BY_EXCEPTION: Mapping[str, type[StorageError]] = MappingProxyType(
     {
         "AccessControlException": PermissionDenied,
@@ -81,6 +84,8 @@ def _refusal(status: int, body: bytes, doing: str) -> StorageError:
     if name == "AccessControlException" and text.endswith("(is not a directory)"):
         # What everybody but the superuser is told where an object lies on the way.
         name = "ParentNotDirectoryException"
+    if not _NAME.fullmatch(name):
+        name = ""
     said = f"HDFS could not {doing}: {name or 'refused'} (HTTP {status})"
     if name:
         kind = _BY_EXCEPTION.get(name, Unavailable)

@@ -1,10 +1,13 @@
 """`Attributes` as headers of HTTP, and back. Used by backends/http_api.py and backends/http_api_reading.py only."""
 
+import re
 from collections.abc import Mapping
 
 from backends.base import Attributes
 from backends.header_metadata import decode_metadata, encode_content_type, encode_metadata
 
+_STRONG = re.compile(r'"?[\x21\x23-\x7e]{1,256}"?')
+"""Many servers leave out the quotes."""
 METADATA_LIMIT = 4096
 """Bytes of all names and values: with the other headers they fit the 8 KiB that servers commonly take."""
 
@@ -32,6 +35,6 @@ def attributes_of(headers: Mapping[str, str], prefix: str | None) -> tuple[str |
 
 
 def etag_of(headers: Mapping[str, str]) -> str | None:
-    """A weak one does not promise equal bytes (RFC 9110, section 8.8.1), so it is none."""
-    value = headers.get("ETag")
-    return value.strip('"') if value and not value.startswith("W/") else None
+    """A weak one does not promise equal bytes, so it is none; neither is what no entity tag can be (RFC 9110, section 8.8.3)."""
+    value = headers.get("ETag", "")
+    return value.strip('"') or None if _STRONG.fullmatch(value) and not value.startswith("W/") else None

@@ -24,6 +24,7 @@ import structlog
 
 from worker.health import Health, Verdict
 from worker.metrics import Metrics
+from worker.uncaught import traceback_of
 
 LONGEST_HEAD: Final = 8192
 """Bytes of a request line with all its headers. Probes and scrapers send a few hundred."""
@@ -133,8 +134,9 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base class calls it so
         """A client that goes away is no event; anything else is one log line."""
-        if not isinstance(sys.exception(), OSError):
-            structlog.get_logger("admin").warning("request failed", exc_info=True)
+        error = sys.exception()
+        if error is not None and not isinstance(error, OSError):
+            structlog.get_logger("admin").warning("request failed", exception=traceback_of(error))
 
 
 class _Handler(BaseHTTPRequestHandler):

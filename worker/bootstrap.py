@@ -41,6 +41,7 @@ from worker.publishers.registry import PUBLISHERS
 from worker.queues.base import Queue
 from worker.queues.registry import QUEUES
 from worker.relay import Relay, RelaySettings
+from worker.secret_values import hiding
 from worker.service import Service, ServiceSettings
 from worker.settings import Settings
 from worker.settings_places import RouteSettings
@@ -124,6 +125,7 @@ async def open_service(
             health=health,
             circuits=_circuits(settings, targets),
             tracing=tracing,
+            hide=hiding(settings),
         )
 
 
@@ -185,7 +187,11 @@ async def open_tracing(settings: Settings) -> AsyncIterator[Tracing]:
     messages, completions = destinations(settings)
     async with exporting(settings.tracing) as provider:
         yield OpenTelemetryTracing(
-            provider, messages=messages, completions=completions, parent=settings.tracing.parent
+            provider,
+            messages=messages,
+            completions=completions,
+            parent=settings.tracing.parent,
+            hide=hiding(settings),
         )
 
 
@@ -211,7 +217,8 @@ async def open_ledger(settings: Settings, actor: str | None = None) -> AsyncIter
     except BaseException:
         await database.aclose()
         raise
-    ledger = SqlLedger(database, actor=(actor or audit.operator()) if settings.audit.enabled else None)
+    kept_by = (actor or audit.operator()) if settings.audit.enabled else None
+    ledger = SqlLedger(database, actor=kept_by, hide=hiding(settings))
     try:
         yield ledger
     finally:

@@ -35,6 +35,7 @@ from worker import (
     render,
     render_objects,
     stores,
+    uncaught,
 )
 from worker import demo as demonstration
 from worker.admin import AdminError
@@ -48,6 +49,7 @@ from worker.producer import ProducerError
 from worker.publishers.base import PublishError
 from worker.publishers.embedded import EmbeddedPublisher
 from worker.queues.base import QueueError
+from worker.secret_values import Hidden
 from worker.service import Service
 from worker.settings import SettingsError
 from worker.verify import verify as verify_bundle
@@ -91,7 +93,8 @@ def options(
     ] = False,
 ) -> None:
     """Event-driven storage worker: staged payloads in, durable objects and one completion per bundle out."""
-    context.obj = Invocation(config, home, os.environ)
+    hidden = context.obj if isinstance(context.obj, Hidden) else Hidden()
+    context.obj = Invocation(config, home, os.environ, hidden)
 
 
 @app.command()
@@ -343,7 +346,7 @@ def explain(
     file: Annotated[str, typer.Argument(metavar="FILE|-", help="A message's body; - reads standard input.")],
     as_json: AsJson = False,
 ) -> None:
-    """Say what a worker would do with a message: route, source, keys and targets. Connects to nothing, writes nothing.
+    """Say what a worker would do with a message: route, source, keys and targets. Asks no queue, ledger or store, writes nothing.
 
     A message that would be a dead letter gives its reason in one line, and exit status 2.
     """
@@ -373,14 +376,19 @@ def migrate(context: typer.Context) -> None:
 
 def main() -> None:
     """The console script. Turns every foreseen error into one line on stderr and an exit status."""
+    hidden = Hidden()
     try:
         _arm_failpoints(os.environ.get(failpoints.VARIABLE, ""))
-        app()
+        with uncaught.hidden(hidden):
+            app(obj=hidden)
     except (SettingsError, Refused, ProducerError, FailpointError) as exc:
-        render.fail(exc)
+        render.fail(exc, hidden)
         sys.exit(2)
     except (HandlerError, StorageError, QueueError, LedgerError, PublishError, AdminError, OSError) as exc:
-        render.fail(exc)
+        render.fail(exc, hidden)
+        sys.exit(1)
+    except Exception as exc:  # noqa: BLE001 - it is told, as Python itself would, but for the secrets
+        uncaught.tell(exc, hidden)
         sys.exit(1)
 
 

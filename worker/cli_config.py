@@ -16,11 +16,26 @@ app = typer.Typer(no_args_is_help=True, help="Look at the configuration, without
 
 
 @app.command()
-def check(context: typer.Context) -> None:
-    """Check the settings whole; exit status 2 lists everything that is wrong with them."""
-    settings = Invocation.of(context).settings(quiet=True)
-    bootstrap.make_handlers(settings)
-    render.say("the settings are valid")
+def check(
+    context: typer.Context,
+    fetch: Annotated[
+        bool,
+        typer.Option(
+            "--fetch", help="Read what comes from AWS Secrets Manager too, as every other command does."
+        ),
+    ] = False,
+) -> None:
+    """Check the settings whole; exit status 2 lists everything that is wrong with them.
+
+    Asks nobody: values that come from AWS Secrets Manager are named, and checked when a worker starts or with --fetch.
+    """
+    invocation = Invocation.of(context)
+    settings, unread = (invocation.settings(quiet=True), []) if fetch else invocation.checked()
+    if settings is not None:
+        bootstrap.make_handlers(settings)
+    render.say("the settings are valid" + (", as far as they were read" if unread else ""))
+    for key in unread:
+        render.say(f"{key} is read from AWS Secrets Manager at start")
 
 
 @app.command()

@@ -10,6 +10,7 @@ from worker import bootstrap, invocation, logs, render, render_doctor
 from worker.doctor import Finding, State, examine
 from worker.housekeeping import Swept
 from worker.invocation import AsJson, Invocation
+from worker.secret_values import hiding
 from worker.settings import SettingsError
 
 
@@ -40,7 +41,7 @@ def doctor(
         render_doctor.findings(wrong, as_json=as_json)
         raise typer.Exit(2) from exc
     # What adapters warn of when they are opened is among the findings.
-    logs.configure("error", settings.logs.format, sys.stderr)
+    logs.configure("error", settings.logs.format, sys.stderr, hiding(settings))
     found = invocation.run(examine(settings, write=write, seconds=seconds))
     render_doctor.findings(found, as_json=as_json)
     if any(finding.state is State.PROBLEM for finding in found):

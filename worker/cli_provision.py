@@ -9,6 +9,7 @@ from backends.errors import MissingExtra
 from worker import invocation, render
 from worker.invocation import AsJson, Invocation
 from worker.provision.plan import ProvisionError, ProvisionRefused, Step, Verdict, settled, tallied
+from worker.secret_values import hiding
 from worker.settings import Settings
 
 
@@ -34,10 +35,10 @@ def provision(
     try:
         steps = invocation.run(_provisioned(settings, change=not (dry_run or check), as_json=as_json))
     except ProvisionRefused as exc:
-        render.fail(exc)
+        render.fail(exc, hiding(settings))
         raise typer.Exit(2) from None
     except ProvisionError as exc:
-        render.fail(exc)
+        render.fail(exc, hiding(settings))
         raise typer.Exit(1) from None
     if check:
         raise typer.Exit(0 if settled(steps) else 1)

@@ -14,6 +14,7 @@ from worker.redaction import is_secret_name
 
 PREFIX: Final = "TRANSLOAD_"
 
+_ENDINGS: Final = ("_env", "_file", "_secret")
 _UNUSABLE: Final = re.compile(r"[\x00\ud800-\udfff]")
 _VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
 
@@ -53,10 +54,16 @@ def overlay(draft: Draft, environ: Mapping[str, str]) -> None:
             key = path[-1]
             values[key] = value
             draft.origins[path] = origin
-            # The variable replaces the other spelling in the file: X and X_env are one setting.
-            other = key.removesuffix("_env") if key.endswith("_env") else f"{key}_env"
-            if not draft.where((*path[:-1], other)).startswith("environment "):
-                values.pop(other, None)
+            # The variable replaces the other spellings in the file: X, X_env, X_file and X_secret are one setting.
+            for other in _spellings(key):
+                if not draft.where((*path[:-1], other)).startswith("environment "):
+                    values.pop(other, None)
+
+
+def _spellings(key: str) -> set[str]:
+    """The other ways to give what this key gives. Which of its endings is a part of its name only its section knows."""
+    names = {key, *(key.removesuffix(ending) for ending in _ENDINGS)}
+    return {f"{name}{ending}" for name in names for ending in ("", *_ENDINGS)} - {key}
 
 
 def resolve_references(draft: Draft, environ: Mapping[str, str]) -> None:

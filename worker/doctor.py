@@ -7,15 +7,14 @@ keeps nothing else from being looked at. What a worker makes when it starts (emb
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from pydantic import BaseModel, SecretStr
-from sqlalchemy import make_url, select
+from sqlalchemy import select
 
 from backends.base import Attributes, StorageBackend, single
 from backends.errors import MissingExtra, NotFound, PermissionDenied, StorageError, Unavailable
@@ -26,14 +25,12 @@ from worker.ledger.schema import HEAD, now_ms
 from worker.objects import Address, opened
 from worker.publishers.base import PublishError
 from worker.queues.base import QueueDenied, QueueError, QueueUnavailable
-from worker.redaction import HIDDEN, redact
+from worker.secret_values import hiding
 from worker.settings import Settings
 
 SKEW_LIMIT: Final = 60.0
 """Seconds our clock may be off. Requests to AWS are refused from 15 minutes on, and ages are told wrongly long before."""
 
-_SHORTEST_SECRET: Final = 8
-"""Characters; what is shorter would hide half the words there are."""
 _DELETE_SECONDS: Final = 5.0
 _NETWORK: Final = "see that it runs, and look at its address and the network"
 _RIGHTS: Final = "look at the credentials, and at what they allow"
@@ -112,7 +109,7 @@ async def examine(settings: Settings, *, write: bool = False, seconds: float = 1
 
     `write`: try a real write, read and delete in each place, and a commit in the ledger. `seconds`: for each part.
     """
-    clean = cleaner(settings)
+    clean = hiding(settings)
     parts: list[tuple[str, Callable[[Look], Awaitable[None]]]] = [
         ("ledger", partial(_ledger, settings, write=write)),
         ("queue", partial(_queue, settings)),
@@ -264,32 +261,3 @@ async def _clear(look: Look, backend: StorageBackend, key: str) -> None:
 async def _delete(backend: StorageBackend, key: str) -> None:
     async with asyncio.timeout(_DELETE_SECONDS):
         await backend.delete(key)
-
-
-def cleaner(settings: Settings) -> Callable[[str], str]:
-    """What takes the secrets of these settings out of a text, on top of what `redact` knows."""
-    password = make_url(settings.ledger.url).password
-    known = {*_secrets(settings), *([str(password)] if password else [])}
-    # The longest first: one may begin with another.
-    hidden = sorted((each for each in known if len(each) >= _SHORTEST_SECRET), key=len, reverse=True)
-
-    def clean(text: str) -> str:
-        for each in hidden:
-            text = text.replace(each, HIDDEN)
-        return redact(text)
-
-    return clean
-
-
-def _secrets(value: Any) -> Iterator[str]:
-    if isinstance(value, SecretStr):
-        yield value.get_secret_value()
-    elif isinstance(value, BaseModel):
-        for _, each in value:
-            yield from _secrets(each)
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _secrets(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _secrets(each)

@@ -5,15 +5,16 @@ Called by worker/cli.py and the `worker/cli_….py` beside it.
 
 import asyncio
 import sys
-from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from worker import failpoints, logs
-from worker.settings import Settings, load_settings
+from worker.secret_values import Hidden
+from worker.settings import Settings, check_settings, load_settings
 
 _Result = TypeVar("_Result")
 
@@ -28,6 +29,8 @@ class Invocation:
     config: Path | None
     home: Path | None
     variables: Mapping[str, str]
+    hidden: Hidden = field(default_factory=Hidden)
+    """Learns the secrets of the settings. It is what errors are told through."""
 
     @classmethod
     def of(cls, context: typer.Context) -> "Invocation":
@@ -38,10 +41,19 @@ class Invocation:
 
     def settings(self, *, quiet: bool = False) -> Settings:
         """Read, merge and check the settings; set up logging. Raises `SettingsError`."""
-        environ = {name: value for name, value in self.variables.items() if name != failpoints.VARIABLE}
-        settings = load_settings(file=self.config, home=self.home, environ=environ)
-        logs.configure("warning" if quiet else settings.logs.level, settings.logs.format, sys.stderr)
+        settings = load_settings(file=self.config, home=self.home, environ=self._environ)
+        self.hidden.learn(settings)
+        level = "warning" if quiet else settings.logs.level
+        logs.configure(level, settings.logs.format, sys.stderr, self.hidden)
         return settings
+
+    def checked(self) -> tuple[Settings | None, Sequence[str]]:
+        """As `check_settings`."""
+        return check_settings(file=self.config, home=self.home, environ=self._environ)
+
+    @property
+    def _environ(self) -> Mapping[str, str]:
+        return {name: value for name, value in self.variables.items() if name != failpoints.VARIABLE}
 
 
 def run(work: Coroutine[Any, Any, _Result]) -> _Result:

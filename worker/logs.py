@@ -2,7 +2,7 @@
 
 `cli` calls `configure` once, before anything else is made. Every line is one event: a person's line on a terminal, a JSON
 object elsewhere. What a line shows is untrusted (URLs, names, remote errors): secrets are hidden, control characters
-escaped, long fields cut.
+escaped, long fields cut. A traceback is its frames and messages, never the values of variables.
 """
 
 import json
@@ -15,6 +15,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from worker.redaction import HIDDEN, is_secret_name, one_line, redact
+from worker.secret_values import Hide
 
 FIELD_LIMIT: Final = 8192
 """Longest field, in UTF-8 bytes before escaping; what is over it is cut."""
@@ -35,8 +36,9 @@ def configure(
     level: Literal["debug", "info", "warning", "error"],
     format: Literal["auto", "console", "json"],  # noqa: A002 - the name of the setting
     stream: TextIO,
+    hide: Hide = redact,
 ) -> None:
-    """Send all logs to `stream`: ours from `level` on, those of libraries from WARNING on.
+    """Send all logs to `stream`: ours from `level` on, those of libraries from WARNING on, all without what `hide` takes out.
 
     `auto` is `console` on a terminal and `json` elsewhere. May be called again; the last call holds.
     """
@@ -47,7 +49,7 @@ def configure(
         _add_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        _sanitize,
+        _Sanitizer(hide),
     ]
     renderer: Processor
     if console:
@@ -106,42 +108,48 @@ def _add_name(logger: WrappedLogger, _method: str, event: EventDict) -> EventDic
     return event
 
 
-def _sanitize(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Every field fit for one line; what structlog keeps for itself (`_record`) is left alone."""
-    return {
-        key if key.startswith("_") else _text(key): value if key.startswith("_") else _field(key, value)
-        for key, value in event.items()
-    }
+class _Sanitizer:
+    """Makes every field fit for one line; what structlog keeps for itself (`_record`) is left alone."""
 
+    def __init__(self, hide: Hide) -> None:
+        self._hide = hide
 
-def _field(name: str, value: Any) -> Any:
-    if name == "exception" and isinstance(value, str):
-        # The last lines of a traceback say what happened, so it is cut at its head; its line ends are escaped by JSON.
-        lines = _cut(redact(value), keep_end=True).split("\n")
-        return "\n".join(one_line(line) for line in lines)
-    clean = _clean(name, value, 0)
-    if isinstance(clean, dict | list) and len(json.dumps(clean)) > FIELD_LIMIT:
-        return _text(json.dumps(clean))
-    return clean
+    def __call__(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        return {
+            key if key.startswith("_") else self._text(key): value
+            if key.startswith("_")
+            else self._field(key, value)
+            for key, value in event.items()
+        }
 
+    def _field(self, name: str, value: Any) -> Any:
+        if name == "exception" and isinstance(value, str):
+            # The last lines of a traceback say what happened, so it is cut at its head; its line ends are escaped by JSON.
+            lines = _cut(self._hide(value), keep_end=True).split("\n")
+            return "\n".join(one_line(line) for line in lines)
+        clean = self._clean(name, value, 0)
+        if isinstance(clean, dict | list) and len(json.dumps(clean)) > FIELD_LIMIT:
+            return self._text(json.dumps(clean))
+        return clean
 
-def _clean(name: str, value: Any, depth: int) -> Any:
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    if is_secret_name(name):
-        return HIDDEN
-    if isinstance(value, str):
-        return _text(value)
-    if depth < DEPTH_LIMIT and isinstance(value, Mapping):
-        return {_text(str(key)): _clean(str(key), item, depth + 1) for key, item in value.items()}
-    if depth < DEPTH_LIMIT and isinstance(value, list | tuple | set | frozenset):
-        return [_clean(name, item, depth + 1) for item in value]
-    return _text(str(value) if isinstance(value, BaseException) else repr(value))
+    def _clean(self, name: str, value: Any, depth: int) -> Any:
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if is_secret_name(name):
+            return HIDDEN
+        if isinstance(value, str):
+            return self._text(value)
+        if depth < DEPTH_LIMIT and isinstance(value, Mapping):
+            return {
+                self._text(str(key)): self._clean(str(key), item, depth + 1) for key, item in value.items()
+            }
+        if depth < DEPTH_LIMIT and isinstance(value, list | tuple | set | frozenset):
+            return [self._clean(name, item, depth + 1) for item in value]
+        return self._text(str(value) if isinstance(value, BaseException) else repr(value))
 
-
-def _text(text: str) -> str:
-    # Hidden before it is cut: half a secret would no longer be recognised.
-    return one_line(_cut(redact(text)))
+    def _text(self, text: str) -> str:
+        # Hidden before it is cut: half a secret would no longer be recognised.
+        return one_line(_cut(self._hide(text)))
 
 
 def _cut(text: str, *, keep_end: bool = False) -> str:

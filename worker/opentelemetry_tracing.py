@@ -38,6 +38,7 @@ from worker.ledger.values import Entry, OutboxRow, Recorded
 from worker.publishers.base import Notification, PublishError
 from worker.queues.base import Message, OutgoingMessage, Queue
 from worker.redaction import one_line, redact
+from worker.secret_values import Hide
 from worker.settings_schema import Settings
 from worker.tracing import Answered, TraceContext
 
@@ -81,8 +82,13 @@ class OpenTelemetryTracing:
         messages: Destination,
         completions: Destination,
         parent: Literal["link", "child"] = "link",
+        hide: Hide = redact,
     ) -> None:
-        """`provider` is the caller's to shut down. `parent`: how a message's work hangs on the context it came with."""
+        """`provider` is the caller's to shut down. `parent`: how a message's work hangs on the context it came with.
+
+        `hide` takes secrets out of the texts of errors.
+        """
+        self._hide = hide
         self._tracer = provider.get_tracer("transload")
         self._messages = messages
         self._completions = completions
@@ -148,7 +154,7 @@ class OpenTelemetryTracing:
         )
 
     def failed(self, error: BaseException) -> None:
-        _fail(get_current_span(), error)
+        self._fail(get_current_span(), error)
 
     def observed(self, backend: str, seen: Observation) -> None:
         name = _OPERATIONS.get(seen.op)
@@ -190,13 +196,13 @@ class OpenTelemetryTracing:
         def answered(outcomes: Sequence[PublishError | None]) -> None:
             for span, outcome in zip(spans, outcomes, strict=True):
                 if outcome is not None:
-                    _fail(span, outcome)
+                    self._fail(span, outcome)
 
         try:
             yield answered
         except BaseException as exc:
             for span in spans:
-                _fail(span, exc)
+                self._fail(span, exc)
             raise
         finally:
             for span in spans:
@@ -251,8 +257,12 @@ class OpenTelemetryTracing:
                 try:
                     yield span
                 except BaseException as exc:
-                    _fail(span, exc)
+                    self._fail(span, exc)
                     raise
+
+    def _fail(self, span: Span, error: BaseException) -> None:
+        span.set_attribute("error.type", type(error).__name__)
+        span.set_status(Status(StatusCode.ERROR, _text(self._hide(str(error)))))
 
     def _here(self) -> TraceContext:
         """The current context, as it goes with a message."""
@@ -287,11 +297,6 @@ def _of_command(command: Command) -> dict[str, str | int]:
     if isinstance(command, ResourceFetched):
         facts["transload.url"] = _text(command.resource.url)
     return facts
-
-
-def _fail(span: Span, error: BaseException) -> None:
-    span.set_attribute("error.type", type(error).__name__)
-    span.set_status(Status(StatusCode.ERROR, _text(str(error))))
 
 
 def _text(text: str) -> str:

@@ -26,6 +26,7 @@ from worker.manifest_errors import ManifestError
 from worker.metrics import Metrics
 from worker.publishers.base import Notification, Outlet
 from worker.tracing import UNTRACED, Tracing
+from worker.uncaught import traceback_of
 
 _GATHERING = 0.25
 """Seconds in which finished manifests are gathered for one publication."""
@@ -213,7 +214,7 @@ class Relay:
         except (StorageError, LedgerError, ManifestError) as exc:
             await (self._later(row, exc) if exc.retryable else self._park(row, exc))
         except Exception as exc:  # noqa: BLE001 - a fault nobody foresaw must not take the neighbours along
-            self._log.exception("manifest failed", bid=row.bid)
+            self._log.error("manifest failed", bid=row.bid, exception=traceback_of(exc))
             await self._later(row, exc)
         else:
             return True

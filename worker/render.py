@@ -29,7 +29,8 @@ from worker.ledger.values import BundleRecord, OutboxEntry, StoredResource, Summ
 from worker.local_files import LocalBundle
 from worker.notification import timestamp
 from worker.queues.base import Depth
-from worker.redaction import one_line
+from worker.redaction import one_line, redact
+from worker.secret_values import Hide
 from worker.verify import Verification
 
 _PIPED_WIDTH = 240
@@ -50,9 +51,9 @@ def say(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(escape(one_line(text)))
 
 
-def fail(error: Exception) -> None:
+def fail(error: Exception, hide: Hide = redact) -> None:
     """An error, one line a problem."""
-    shown = "\n".join(map(one_line, str(error).split("\n")))
+    shown = "\n".join(map(one_line, hide(str(error)).split("\n")))
     print(f"transload: {shown}", file=sys.stderr)  # noqa: T201 - rich would wrap what people search for
 
 

@@ -29,11 +29,14 @@ from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.queues.base import REDRIVES_ATTRIBUTE, Message, Queue, QueueError
 from worker.quiet import Quiet
+from worker.redaction import redact
 from worker.relay import Relay
+from worker.secret_values import Hide
 from worker.settling import Settler
 from worker.shares import Shares
 from worker.tracing import UNTRACED, Tracing
 from worker.turns import Turns
+from worker.uncaught import traceback_of
 
 _GAUGES_EVERY = 5.0
 _GAUGES_SHARE = 100
@@ -82,6 +85,7 @@ class Service:
         health: Health,
         circuits: Circuits,
         tracing: Tracing = UNTRACED,
+        hide: Hide = redact,
     ) -> None:
         """Takes connected parts; whoever made them closes them after `run`. Without `housekeeping` nothing is swept."""
         self._queue = queue
@@ -121,6 +125,7 @@ class Service:
             metrics=metrics,
             on_silence=self._gate.close,
             tracing=tracing,
+            hide=hide,
         )
         self._stopping = asyncio.Event()
         self._in_work: set[asyncio.Task[None]] = set()
@@ -230,7 +235,7 @@ class Service:
         self._intake.remove(message)
         self._freed.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.error("a delivery was left to its lease", exc_info=error)
+            self._log.error("a delivery was left to its lease", exception=traceback_of(error))
 
     async def _is_idle(self) -> bool:
         """Nothing waits, is in work or comes back, and every completion is out. Looked at twice: queues approximate."""

@@ -1,12 +1,12 @@
 """How a process gets its settings. The command line calls `load_settings`, once; nobody else reads the environment.
 
 Later wins: defaults, then one YAML file, then `TRANSLOAD_…` variables (`TRANSLOAD_WORKER__CONCURRENCY=8`), then the
-arguments. Any key `X_env` names the variable that holds X. Relative paths start from the file's folder, or from the
+arguments. Any key `X_env` names the variable that holds X, `X_file` a file, `X_secret` a secret of AWS Secrets Manager. Relative paths start from the file's folder, or from the
 working directory where there is no file. docs/configuration.md is the reference.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from handlers.transforms.key_ring import KeyOptions, KeyRingOptions
 from handlers.transforms.registry import TRANSFORMS
 from worker.config_environment import overlay, resolve_references
 from worker.config_file import FILE_VARIABLE, UNRESOLVED, Draft, KeyPath, SettingsError, read_file
+from worker.config_references import resolve
 from worker.provision.settings import ProvisionSettings
 from worker.publishers.base import PublisherOptions
 from worker.publishers.registry import PUBLISHERS
@@ -57,10 +58,11 @@ from worker.settings_process import (
     WorkerSettings,
     sqlite_url,
 )
-from worker.settings_schema import Settings
+from worker.settings_schema import SECTIONS, Settings
+from worker.settings_secrets import SecretsSettings
 from worker.settings_shares import check_shares
 
-__all__ = ["Settings", "SettingsError", "json_schema", "load_settings"]
+__all__ = ["Settings", "SettingsError", "check_settings", "json_schema", "load_settings"]
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -68,17 +70,44 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 def load_settings(*, file: Path | None, home: Path | None, environ: Mapping[str, str]) -> Settings:
     """The settings out of `file` (or the one `TRANSLOAD_CONFIG` names), `environ` and `home`, checked as a whole.
 
+    Where they name secrets of AWS Secrets Manager, those are read, and it is not to be called inside an event loop.
+
     Raises `SettingsError` with every problem found, each naming its file and line, or its variable.
     """
+    draft = _draft(file, environ)
+    fetched = _referred(draft, environ, fetching=True)
+    settings = _Builder(draft, _home(draft, home, environ), environ).build()
+    if draft.problems or settings is None:
+        raise SettingsError(draft.problems)
+    return settings.model_copy(update={"fetched": frozenset(fetched)}) if fetched else settings
+
+
+def check_settings(
+    *, file: Path | None, home: Path | None, environ: Mapping[str, str]
+) -> tuple[Settings | None, Sequence[str]]:
+    """The same without asking AWS Secrets Manager: the keys whose values are there, and the settings where there are none.
+
+    Raises `SettingsError` as `load_settings` does, for what can be seen without those values.
+    """
+    draft = _draft(file, environ)
+    unread = _referred(draft, environ, fetching=False)
+    settings = _Builder(draft, _home(draft, home, environ), environ).build()
+    if draft.problems or (settings is None and not unread):
+        raise SettingsError(draft.problems)
+    return None if unread else settings, [".".join(path) for path in unread]
+
+
+def _draft(file: Path | None, environ: Mapping[str, str]) -> Draft:
     if file is None and environ.get(FILE_VARIABLE):
         file = Path(environ[FILE_VARIABLE])
     draft = read_file(file) if file else read_seed_environment(environ)
     overlay(draft, environ)
     resolve_references(draft, environ)
-    settings = _Builder(draft, _home(draft, home, environ), environ).build()
-    if draft.problems or settings is None:
-        raise SettingsError(draft.problems)
-    return settings
+    return draft
+
+
+def _referred(draft: Draft, environ: Mapping[str, str], *, fetching: bool) -> tuple[KeyPath, ...]:
+    return resolve(draft, partial(_absolute, base=draft.base, environ=environ), fetching=fetching)
 
 
 def _home(draft: Draft, argument: Path | None, environ: Mapping[str, str]) -> Path:
@@ -112,8 +141,8 @@ class _Builder:
 
     def build(self) -> Settings | None:
         for key in self._draft.values:
-            if key not in Settings.model_fields:
-                self._draft.add((key,), unknown(key, Settings.model_fields))
+            if key not in SECTIONS:
+                self._draft.add((key,), unknown(key, SECTIONS))
         queue = self._adapter(QueueSettings, QUEUES, QueueOptions, ("queue",))
         publisher = self._adapter(PublisherSettings, PUBLISHERS, PublisherOptions, ("publisher",))
         staging = self._places(StagingSettings, "staging")
@@ -128,6 +157,7 @@ class _Builder:
         cloudwatch = self._plain(CloudWatchSettings, "cloudwatch")
         tracing = self._plain(TracingSettings, "tracing")
         provision = self._plain(ProvisionSettings, "provision")
+        secrets = self._plain(SecretsSettings, "secrets")
         encryption = self._encryption()
         ledger, routes = self._ledger(), self._routes()
         check_layouts(self._draft, targets, routes)
@@ -138,7 +168,7 @@ class _Builder:
         check_shares(self._draft, worker, routes)
         if not (queue and publisher and ledger and worker and relay and housekeeping and admin and logs):
             return None
-        if not (audit and cloudwatch and tracing and provision):
+        if not (audit and cloudwatch and tracing and provision and secrets):
             return None
         return Settings(
             home=self._home,
@@ -157,6 +187,7 @@ class _Builder:
             cloudwatch=cloudwatch,
             tracing=tracing,
             encryption=encryption,
+            secrets=secrets,
             provision=provision.rooted(partial(_absolute, base=self._draft.base, environ=self._environ)),
         )
 

@@ -33,6 +33,7 @@ from worker.settings_process import (
     TracingSettings,
     WorkerSettings,
 )
+from worker.settings_secrets import SecretsSettings
 
 Schema = dict[str, Any]
 
@@ -60,6 +61,7 @@ PLAIN: Final[Mapping[str, type[BaseModel]]] = MappingProxyType(
         "audit": AuditSettings,
         "cloudwatch": CloudWatchSettings,
         "tracing": TracingSettings,
+        "secrets": SecretsSettings,
     }
 )
 """Sections that name none."""
@@ -96,7 +98,7 @@ def json_schema() -> Schema:
     for key, model in PLAIN.items():
         section = object_schema(model, definitions)
         section["required"] = []  # the only one there is, ledger.url, has its default in home
-        sections[key] = _with_references(section)
+        sections[key] = _with_references(section, secrets=key != "secrets")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Transload settings",
@@ -136,14 +138,16 @@ def _variant(
     )
 
 
-def _with_references(schema: Schema) -> Schema:
-    """The same object with `X_env` accepted in the place of every X."""
-    names = list(schema["properties"])
+def _with_references(schema: Schema, *, secrets: bool = True) -> Schema:
+    """The same object with `X_env`, `X_file` and `X_secret` accepted in the place of every X, as config_references.py has it."""
+    ways = {name: _ways(name, schema["properties"], secrets=secrets) for name in schema["properties"]}
     references = {
-        f"{name}_env": {"type": "string", "description": f"The variable that holds {name}."} for name in names
+        each: {"type": "string", "description": about}
+        for references in ways.values()
+        for each, about in references.items()
     }
     either = [
-        {"anyOf": [{"required": [name]}, {"required": [f"{name}_env"]}]}
+        {"anyOf": [{"required": [each]} for each in (name, *ways[name])]}
         for name in schema.get("required", [])
     ]
     return {
@@ -151,6 +155,19 @@ def _with_references(schema: Schema) -> Schema:
         "properties": {**schema["properties"], **references},
         **({"allOf": either} if either else {}),
     }
+
+
+def _ways(name: str, properties: Schema, *, secrets: bool) -> Mapping[str, str]:
+    """The references to a value of that name, and what they hold."""
+    ways = {f"{name}_env": f"The variable that holds {name}."}
+    kinds = [properties[name], *properties[name].get("anyOf", [])]
+    if not any(kind.get("format") == "path" for kind in kinds):
+        ways[f"{name}_file"] = f"The file that holds {name}."
+        if secrets:
+            ways[f"{name}_secret"] = (
+                f"The secret in AWS Secrets Manager that holds {name}: ID, ID#KEY, ID#KEY#STAGE."
+            )
+    return {each: about for each, about in ways.items() if each not in properties}
 
 
 def chooser_of(model: type[BaseModel]) -> str:

@@ -157,8 +157,10 @@ secrets, `transload config schema` prints a JSON Schema for editors.
   `TRANSLOAD_WORKER__CONCURRENCY=8`, `TRANSLOAD_TARGETS__MAIN__PREFIX=captures`. The text is taken as it is and its type is
   the key's; a value that begins with `[` or a quote is read as YAML, `null` and `~` take a value away, an empty variable
   counts as not set. Names with a dash or two underscores cannot be reached this way.
-- **References:** any key with `_env` added names the environment variable that holds the value:
-  `secret_access_key_env: BUNDLES_SECRET`. A variable that is not set is an error.
+- **References:** any key with `_env` added names the environment variable that holds the value
+  (`secret_access_key_env: BUNDLES_SECRET`), with `_file` the file (`token_file: /run/secrets/token`, without the newline at its
+  end), with `_secret` the secret in AWS Secrets Manager (`password_secret: prod/db#password`). What cannot be had is an error.
+  [Secrets](secrets.md) says more.
 - **Paths:** `~` is the home directory of the user. Relative paths start from the folder of the file; `--home`,
   `TRANSLOAD_HOME`, and everything else when there is no file, from the working directory.
 - **Several places:** without a `root`, `main` has the directory named below, any other name `{home}/staging-<name>` or

@@ -5,7 +5,7 @@ The sections themselves are in settings_places.py, settings_process.py and provi
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, Field, SecretStr
 
@@ -31,6 +31,7 @@ from worker.settings_process import (
     TracingSettings,
     WorkerSettings,
 )
+from worker.settings_secrets import SecretsSettings
 from worker.settings_section import Section
 
 
@@ -54,10 +55,22 @@ class Settings(Section):
     cloudwatch: CloudWatchSettings = CloudWatchSettings()
     tracing: TracingSettings = TracingSettings()
     encryption: KeyRingOptions | None = None
+    secrets: SecretsSettings = SecretsSettings()
+    fetched: frozenset[tuple[str, ...]] = frozenset()
+    """The keys whose values came from AWS Secrets Manager; no section."""
 
     def redacted(self) -> dict[str, Any]:
         """The settings in the shape of the file, fit to be shown: no secret, no password or signature in a URL."""
-        return {name: _shown(name, value) for name, value in self}
+        shown = {name: _shown(name, value) for name, value in self if name in SECTIONS}
+        for path in self.fetched:
+            within = shown
+            for key in path[:-1]:
+                within = within[key]
+            within[path[-1]] = HIDDEN
+        return shown
+
+
+SECTIONS: Final = frozenset(Settings.model_fields) - {"fetched"}
 
 
 def _section(section: BaseModel) -> Any:

@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -22,8 +22,11 @@ from worker.manifest_errors import ManifestError
 from worker.metrics import Metrics
 from worker.pipeline import Pipeline
 from worker.queues.base import Ack, Dead, Disposition, Message, QueueError, Retry
+from worker.redaction import redact
+from worker.secret_values import Hide
 from worker.tracing import UNTRACED, Tracing
 from worker.turns import PutOff, Turns
+from worker.uncaught import traceback_of
 
 
 @dataclass(slots=True)
@@ -52,8 +55,9 @@ class Settler:
         metrics: Metrics,
         on_silence: Callable[[str], None],
         tracing: Tracing = UNTRACED,
+        hide: Hide = redact,
     ) -> None:
-        """`queue` is its name. `on_silence` is told why when the ledger did not answer."""
+        """`queue` is its name. `on_silence` is told why when the ledger did not answer; `hide` cleans what dead letters tell."""
         self._queue = queue
         self._pipeline = pipeline
         self._attempts = attempts
@@ -63,6 +67,7 @@ class Settler:
         self._metrics = metrics
         self._on_silence = on_silence
         self._tracing = tracing
+        self._hide = hide
         # Whoever looks after a worker finds its messages under one name.
         self._log = structlog.get_logger("service")
         self.progress = Progress()
@@ -97,7 +102,7 @@ class Settler:
             time.monotonic() - started
         )
         try:
-            settled = await _settled(delivery, disposition)
+            settled = await _settled(delivery, _shown_to_all(disposition, self._hide))
         except QueueError as exc:
             self._log.warning("not settled; the message comes back", outcome=outcome, error=str(exc))
             return
@@ -142,7 +147,7 @@ class Settler:
             attempt=len(earlier) + 1,
             error=str(error),
             fate=_shown(disposition),
-            exc_info=error if _unforeseen(error) else None,
+            **({"exception": traceback_of(error)} if _unforeseen(error) else {}),
         )
         return disposition
 
@@ -170,6 +175,14 @@ async def _settled(delivery: Delivery, disposition: Disposition) -> bool:
         raise
     finally:
         settling.cancel()
+
+
+def _shown_to_all(disposition: Disposition, hide: Hide) -> Disposition:
+    """A dead letter leaves the house, and no secret goes with it."""
+    if not isinstance(disposition, Dead):
+        return disposition
+    log = tuple(replace(attempt, detail=hide(attempt.detail)) for attempt in disposition.attempts)
+    return replace(disposition, detail=hide(disposition.detail), attempts=log)
 
 
 def _shown(disposition: Disposition) -> str:

@@ -184,3 +184,9 @@ def test_every_test_that_the_documents_name_exists() -> None:
     tests = "\n".join(path.read_text(encoding="utf-8") for path in rooms)
     assert named, "the README says which tests prove its guarantees"
     assert {name for name in named if f"def {name}(" not in tests and f"/{name}.py" not in tests} == set()
+
+
+def test_case_99_no_log_line_carries_more_of_an_error_than_its_text() -> None:
+    """Of `exc_info` structlog's default shows the values of all variables. worker/uncaught.py has what to give instead."""
+    carrying = re.compile(r"\bexc_info=|\b_?log(ger\(.*\))?\.exception\(")
+    assert not [relative(path) for path in SOURCES if carrying.search(path.read_text())]

@@ -12,6 +12,8 @@ from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from worker.opentelemetry_tracing import Destination, OpenTelemetryTracing, destinations
+from worker.redaction import redact
+from worker.secret_values import hiding
 from worker.settings import Settings
 
 QUEUE = Destination("aws_sqs", "resources")
@@ -31,7 +33,10 @@ class Spans:
     ) -> OpenTelemetryTracing:
         """For these settings, or for `QUEUE` and `COMPLETIONS`."""
         messages, completions = (QUEUE, COMPLETIONS) if settings is None else destinations(settings)
-        return OpenTelemetryTracing(self.provider, messages=messages, completions=completions, parent=parent)
+        hide = redact if settings is None else hiding(settings)
+        return OpenTelemetryTracing(
+            self.provider, messages=messages, completions=completions, parent=parent, hide=hide
+        )
 
     def consumed(self, attributes: Mapping[str, str]) -> None:
         """What whoever takes a completion makes of it: a span below the context it carries."""

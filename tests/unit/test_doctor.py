@@ -15,7 +15,8 @@ from tests.support.localstack import LocalStackEndpoint
 from tests.support.s3 import new_bucket, s3_client
 from tests.support.sqs import sqs_queues
 from worker import doctor
-from worker.doctor import Finding, Look, State, cleaner, examine
+from worker.doctor import Finding, Look, State, examine
+from worker.secret_values import hiding
 from worker.settings import Settings, load_settings
 
 CANARY = "canary-secret-0123456789"
@@ -168,7 +169,7 @@ async def test_an_adapter_with_an_error_is_a_finding(tmp_path: Path, monkeypatch
 
 def test_secrets_are_taken_out_of_every_text(tmp_path: Path) -> None:
     text = f"ledger: {{url: 'postgresql://u:{CANARY}-db@h/d'}}"
-    clean = cleaner(load(tmp_path, text))
+    clean = hiding(load(tmp_path, text))
     assert CANARY not in clean(f"password {CANARY}-db of the ledger")
     assert clean("https://u:short@h/") == "https://**********@h/"
 

@@ -20,6 +20,7 @@ from worker.queues.embedded import EmbeddedQueue
 from worker.settings import Settings, SettingsError, json_schema, load_settings
 from worker.settings_places import RouteSettings
 from worker.settings_reference import reference
+from worker.settings_schema import SECTIONS
 
 CANARY = "C4n4ry/s3cret+Key"
 
@@ -730,7 +731,7 @@ def test_what_is_shown_can_be_loaded_again(load: Load) -> None:
 
 def test_the_schema_knows_every_adapter_with_its_options() -> None:
     schema = json.loads(json.dumps(json_schema()))
-    assert set(schema["properties"]) == {*Settings.model_fields, "home_env"}
+    assert set(schema["properties"]) == {*SECTIONS, "home_env"}
     variants = {
         v["properties"]["backend"]["const"]: v
         for v in schema["properties"]["targets"]["additionalProperties"]["oneOf"]
@@ -738,7 +739,10 @@ def test_the_schema_knows_every_adapter_with_its_options() -> None:
     assert set(variants) == set(BACKENDS.entries)
     assert all(variant["additionalProperties"] is False for variant in variants.values())
     assert {"bucket", "bucket_env", "prefix", "layout", "backend"} <= set(variants["s3"]["properties"])
-    assert {"anyOf": [{"required": ["bucket"]}, {"required": ["bucket_env"]}]} in variants["s3"]["allOf"]
+    ways = ("bucket", "bucket_env", "bucket_file", "bucket_secret")
+    assert {"anyOf": [{"required": [way]} for way in ways]} in variants["s3"]["allOf"]
+    assert "private_key_file_secret" not in variants["sftp"]["properties"]
+    assert "endpoint_url_secret" not in schema["properties"]["secrets"]["properties"]
     assert "allOf" not in variants["file"]
     assert "required" not in schema["properties"]["ledger"]
     assert {v["properties"]["type"]["const"] for v in schema["properties"]["queue"]["oneOf"]} == {

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from worker.ledger.database import Database
 from worker.ledger.group_commit import GroupCommit
 from worker.ledger.recording import Recorder
 from worker.ledger.schema import bundles, now_ms, outbox, probe
+from worker.ledger.telling import told, told_entry
 from worker.ledger.values import (
     AuditQuery,
     AuditRecord,
@@ -48,6 +50,8 @@ from worker.ledger.values import (
     Summary,
     Transfer,
 )
+from worker.redaction import redact
+from worker.secret_values import Hide
 
 _CLOSE_SECONDS = 2.0
 """For what is still to be committed when the ledger is closed. Nobody waits for it any more."""
@@ -60,9 +64,13 @@ _SETTLE_PAUSE = 0.02
 class SqlLedger:
     """See worker/ledger/base.py for the contract."""
 
-    def __init__(self, database: Database, *, actor: str | None = None) -> None:
-        """Takes over the database: `aclose` closes it. `actor` is whom the audit trail names; without, none is kept."""
+    def __init__(self, database: Database, *, actor: str | None = None, hide: Hide = redact) -> None:
+        """Takes over the database: `aclose` closes it. `actor` is whom the audit trail names; without, none is kept.
+
+        `hide` takes secrets out of the texts of errors.
+        """
         self._database = database
+        self._hide = hide
         self._trail = auditing.Trail(actor)
         dialect = sqlite if database.dialect == "sqlite" else postgresql
         self._insert_into = cast("Callable[..., sqlite.Insert]", dialect.insert)
@@ -73,7 +81,7 @@ class SqlLedger:
         return await self._grouped.finds.submit(message_id)
 
     async def record(self, entry: Entry) -> Recorded:
-        return await self._grouped.records.submit(entry)
+        return await self._grouped.records.submit(told_entry(entry, self._hide))
 
     async def contents(self, route: str, sha256: str) -> Mapping[str, StoredObject]:
         return await self._database.read(lambda conn: of_contents.known(conn, route, sha256))
@@ -82,11 +90,12 @@ class SqlLedger:
         return await self._grouped.transfers.submit(message_id)
 
     async def note_transfers(self, entry: Entry, transfers: Sequence[Transfer]) -> None:
-        await self._grouped.notes.submit((entry, tuple(transfers)))
+        await self._grouped.notes.submit((entry, told(transfers, self._hide)))
 
     async def settle(self, entry: Entry, transfers: Sequence[Transfer]) -> None:
+        clean, known = told_entry(entry, self._hide), told(transfers, self._hide)
         failpoint("ledger.settle.before")
-        await self._database.write(lambda conn: self._settle(conn, entry, transfers))
+        await self._database.write(lambda conn: self._settle(conn, clean, known))
         failpoint("ledger.settle.after")
 
     async def forget_transfers(self, message_id: str) -> None:
@@ -112,6 +121,7 @@ class SqlLedger:
         return await self._grouped.begins.submit((queue, message_id))
 
     async def failed(self, queue: str, message_id: str, number: int | None, attempt: Attempt) -> None:
+        attempt = replace(attempt, detail=self._hide(attempt.detail))
         failpoint("ledger.failed.before")
         await self._database.write(
             lambda conn: tries.fail(conn, self._insert_into, queue, message_id, number, attempt)
@@ -141,10 +151,10 @@ class SqlLedger:
     async def postpone(self, row: OutboxRow, delay: float, error: str) -> bool:
         # The claim ends with it, so that a renewal of the batch it came with does not move it.
         values = {"due_at": now_ms() + _ms(delay), "generation": outbox.c.generation + 1}
-        return bool(await self._change([row], **values, error=tries.storable(error)))
+        return bool(await self._change([row], **values, error=tries.storable(self._hide(error))))
 
     async def park(self, row: OutboxRow, error: str) -> bool:
-        return bool(await self._change([row], state="parked", error=tries.storable(error)))
+        return bool(await self._change([row], state="parked", error=tries.storable(self._hide(error))))
 
     async def pending(self) -> int:
         return await self._database.read(queries.pending)
@@ -233,7 +243,10 @@ class SqlLedger:
         if not self._trail.kept:
             return
         failpoint("ledger.audit.before")
-        clean = [auditing.storable_record(record) for record in records]
+        clean = [
+            auditing.storable_record(replace(each, detail=each.detail and self._hide(each.detail)))
+            for each in records
+        ]
         await self._database.write(lambda conn: self._trail.append(conn, clean))
         failpoint("ledger.audit.after")
 
