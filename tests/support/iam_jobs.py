@@ -34,13 +34,14 @@ from tests.support.iam_world import (
 )
 from tests.support.localstack import LocalStackEndpoint
 from tests.support.s3 import s3_client
-from worker import bootstrap, stores
+from worker import bootstrap, secrets_manager, stores
 from worker.cloudwatch import sending
 from worker.producer import BundleRef
 from worker.provision.plan import Step
 from worker.provision.run import planned
 from worker.publishers.base import Notification
 from worker.settings_process import CloudWatchSettings
+from worker.settings_secrets import SecretsSettings, Unreadable, Version
 
 Work = Callable[[World], Awaitable[None]]
 
@@ -332,9 +333,10 @@ async def _secret(world: World) -> None:
 
 
 async def _secrets_as(identity: str, world: World) -> None:
-    endpoint = LocalStackEndpoint(world.front.url, world.endpoint.region, identity, "secret")
-    async with s3_client(endpoint, "secretsmanager") as manager:
-        await manager.get_secret_value(SecretId=world.name("secret"))
+    version = Version(world.name("secret"), "")
+    found = (await secrets_manager.read(SecretsSettings(**world.access(identity)), [version]))[version]
+    if isinstance(found, Unreadable):
+        raise found
 
 
 async def _cloudwatch(world: World) -> None:
