@@ -7,21 +7,11 @@ opened is closed again, in the opposite order, also when the next one fails.
 import os
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import partial
-from types import MappingProxyType
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from backends.base import StorageBackend
-from backends.errors import MissingExtra
 from backends.guards.breaker import breaker_of
-from backends.measured import MeasuredBackend, Observation
 from backends.registry import BACKENDS
-from handlers.bundle_closed import BundleClosedHandler
-from handlers.dispatch import Handlers
-from handlers.layouts import make_layout
-from handlers.resource_fetched import ResourceFetchedHandler
-from handlers.routes import Match, Route, Routes, Target
-from handlers.transforms.key_ring import KeyRing
 from worker import audit, stores, unverified
 from worker.admin import AdminServer
 from worker.budget import Budget
@@ -41,26 +31,15 @@ from worker.publishers.registry import PUBLISHERS
 from worker.queues.base import Queue
 from worker.queues.registry import QUEUES
 from worker.relay import Relay, RelaySettings
+from worker.routing import make_handlers
 from worker.secret_values import hiding
 from worker.service import Service, ServiceSettings
 from worker.settings import Settings
-from worker.settings_places import RouteSettings
 from worker.settings_shares import concurrency_limits, memory_limits
 from worker.shares import Shares
-from worker.steps import open_keys, steps_of
+from worker.steps import open_keys
+from worker.telemetry import open_tracing, sending_metrics, upload_logs, with_metrics
 from worker.tracing import UNTRACED, Tracing
-from worker.uploads import UploadLog
-
-
-def make_handlers(settings: Settings, keys: KeyRing | None = None) -> Handlers:
-    """The handlers with their routes and staging sources; `keys` are for plans that are carried out."""
-    routes = Routes(
-        tuple(_route(settings, route, keys) for route in settings.routes.values() if route.enabled),
-        settings.queue.options.queue_name,
-    )
-    return Handlers(
-        ResourceFetchedHandler(stores.staging_sources(settings), routes), BundleClosedHandler(routes)
-    )
 
 
 @asynccontextmanager
@@ -167,31 +146,6 @@ async def open_producer(settings: Settings, *, tracing: Tracing | None = None) -
             source=source,
             max_message_bytes=settings.worker.max_message_bytes,
             tracing=tracing,
-        )
-
-
-@asynccontextmanager
-async def open_tracing(settings: Settings) -> AsyncIterator[Tracing]:
-    """Raises `MissingExtra`."""
-    if not settings.tracing.enabled:
-        yield UNTRACED
-        return
-    try:
-        # Its SDK is of an extra.
-        from worker.opentelemetry_export import exporting  # noqa: PLC0415
-        from worker.opentelemetry_tracing import OpenTelemetryTracing, destinations  # noqa: PLC0415
-    except ModuleNotFoundError as exc:
-        raise MissingExtra(
-            f"tracing needs the package {exc.name!r}; install it with: pip install 'transload[tracing]'"
-        ) from exc
-    messages, completions = destinations(settings)
-    async with exporting(settings.tracing) as provider:
-        yield OpenTelemetryTracing(
-            provider,
-            messages=messages,
-            completions=completions,
-            parent=settings.tracing.parent,
-            hide=hiding(settings),
         )
 
 
@@ -362,82 +316,4 @@ def _circuits(settings: Settings, targets: Mapping[str, StorageBackend]) -> Circ
             for route in settings.routes.values()
             if route.enabled
         ]
-    )
-
-
-def sending_metrics(settings: Settings, metrics: Metrics) -> AbstractAsyncContextManager[None]:
-    """Raises `MissingExtra`."""
-    try:
-        # Its SDK is of an extra.
-        from worker.cloudwatch import sending  # noqa: PLC0415
-    except ModuleNotFoundError as exc:
-        raise MissingExtra(
-            f"cloudwatch needs the package {exc.name!r}; install it with: pip install 'transload[cloudwatch]'"
-        ) from exc
-    return sending(settings.cloudwatch, metrics.registry)
-
-
-def upload_logs(settings: Settings) -> Mapping[str, UploadLog]:
-    """For the targets on S3."""
-    return {
-        name: UploadLog(target.options.model_dump()["bucket"])
-        for name, target in settings.targets.items()
-        if target.backend == "s3"
-    }
-
-
-def with_metrics(
-    backends: Mapping[str, StorageBackend],
-    metrics: Metrics,
-    tracing: Tracing,
-    kind: str = "",
-    uploads: Mapping[str, UploadLog] = MappingProxyType({}),
-) -> Mapping[str, StorageBackend]:
-    """The same backends, every call counted under its name with `kind` before it."""
-
-    def observer(name: str) -> Callable[[Observation], None]:
-        count, log = partial(metrics.observe_backend, kind + name), uploads.get(name)
-
-        def observe(seen: Observation) -> None:
-            count(seen)
-            tracing.observed(kind + name, seen)
-            if log is not None:
-                log(seen)
-
-        return observe
-
-    return {name: MeasuredBackend(backend, observer(name)) for name, backend in backends.items()}
-
-
-def _route(settings: Settings, route: RouteSettings, keys: KeyRing | None) -> Route:
-    names = [*route.targets, *route.best_effort]
-    asked = {
-        "recipe_id": route.recipe_id,
-        "queue": route.queue,
-        "url": route.url,
-        "content_type": route.content_type,
-    }
-    targets = tuple(_target(settings, route, name) for name in names)
-    return Route(
-        route.name,
-        targets,
-        Match(asked),
-        steps_of(route, keys),
-        route.limits,
-        route.max_size,
-        deduplicate=route.deduplicate,
-    )
-
-
-def _target(settings: Settings, route: RouteSettings, name: str) -> Target:
-    chosen = settings.targets[name]
-    features = BACKENDS.load(chosen.backend).features_of(chosen.options)
-    layout = make_layout(route.layout or chosen.layout, chosen.prefix, keeps_attributes=features.attributes)
-    return Target(
-        name,
-        layout,
-        required=name in route.targets,
-        server_copy=chosen.server_copy,
-        rank=list(settings.targets).index(name),
-        archive=chosen.archive or "",
     )

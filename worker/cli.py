@@ -34,6 +34,7 @@ from worker import (
     logs,
     render,
     render_objects,
+    routing,
     stores,
     uncaught,
 )
@@ -356,7 +357,7 @@ def explain(
     except OSError as exc:
         raise typer.BadParameter(f"cannot read {file}: {exc.strerror}", param_hint="FILE") from exc
     command = decode(body, settings.worker.max_message_bytes)
-    render.plan(bootstrap.make_handlers(settings).plan(command), as_json=as_json)
+    render.plan(routing.make_handlers(settings).plan(command), as_json=as_json)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 import yaml
 
-from worker import bootstrap, render
+from worker import render, routing
 from worker.config_import import convert
 from worker.invocation import Invocation
 from worker.settings import json_schema
@@ -32,7 +32,7 @@ def check(
     invocation = Invocation.of(context)
     settings, unread = (invocation.settings(quiet=True), []) if fetch else invocation.checked()
     if settings is not None:
-        bootstrap.make_handlers(settings)
+        routing.make_handlers(settings)
     render.say("the settings are valid" + (", as far as they were read" if unread else ""))
     for key in unread:
         render.say(f"{key} is read from AWS Secrets Manager at start")

@@ -25,7 +25,7 @@ from tests.faults.canaries.driving import drive, message
 from tests.faults.canaries.subjects import SUBJECTS, Subject
 from tests.faults.canaries.words import MILD, PLAIN, SPICY, WORD, everything_below, found_in
 from tests.support.spans import Spans
-from worker import bootstrap, cli, logs, uncaught
+from worker import bootstrap, cli, logs, routing, uncaught
 from worker.admin import AdminServer
 from worker.health import Health
 from worker.metrics import Metrics
@@ -222,7 +222,7 @@ def test_case_99_a_command_that_breaks_tells_no_secret(
     def broken(*_: object) -> None:
         raise ZeroDivisionError(f"with {PLAIN}")
 
-    monkeypatch.setattr(bootstrap, "make_handlers", broken)
+    monkeypatch.setattr(routing, "make_handlers", broken)
     monkeypatch.setattr(sys, "argv", ["transload", "--config", str(file), "config", "check", "--fetch"])
     with pytest.raises(SystemExit) as ended:
         cli.main()

@@ -11,7 +11,7 @@ from backends.errors import StorageError
 from handlers.dedup import MINIMUM
 from handlers.messages import Bundle, Payload, Resource, ResourceFetched
 from handlers.plan import StorePlan
-from worker import bootstrap, render
+from worker import bootstrap, render, routing
 from worker.belonging import known
 from worker.cli_objects import _allowed
 from worker.objects import Address
@@ -43,7 +43,7 @@ def problem(folder: Path, text: str) -> str:
 
 def planned(settings: Settings) -> StorePlan:
     payload = Payload(location=(settings.home / "staging" / "x").as_uri())
-    plan = bootstrap.make_handlers(settings).plan(
+    plan = routing.make_handlers(settings).plan(
         ResourceFetched(
             id="m",
             bundle=Bundle(bid="test-a", recipe_id="r"),

@@ -18,8 +18,8 @@ from handlers.layouts import BundleFacts, ResourceFacts, check_layout, make_layo
 from handlers.messages import Bundle, Payload, Resource, ResourceFetched
 from handlers.naming import resource_id, resource_name
 from handlers.plan import StorePlan
-from worker.bootstrap import make_handlers
 from worker.cli import app
+from worker.routing import make_handlers
 from worker.settings import SettingsError, load_settings
 
 V0 = "17571960-2065-e0cd-cf71-8196d8577b7e"

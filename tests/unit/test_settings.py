@@ -14,9 +14,9 @@ from backends.registry import BACKENDS
 from handlers.bundling.archive import FORMATS
 from handlers.layouts import BundleFacts
 from handlers.transforms.max_size import MaxSize
-from worker.bootstrap import make_handlers
 from worker.publishers.embedded import EmbeddedPublisher
 from worker.queues.embedded import EmbeddedQueue
+from worker.routing import make_handlers
 from worker.settings import Settings, SettingsError, json_schema, load_settings
 from worker.settings_places import RouteSettings
 from worker.settings_reference import reference

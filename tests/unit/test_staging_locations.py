@@ -20,9 +20,10 @@ from handlers.errors import Refused
 from handlers.messages import Bundle, Payload, Resource, ResourceFetched, decode, encode
 from handlers.plan import StorePlan
 from tests.support.plain_http import Request, Response, serving
-from worker.bootstrap import make_handlers, open_service
+from worker.bootstrap import open_service
 from worker.queues.base import DETAIL_ATTRIBUTE, REASON_ATTRIBUTE, Message, OutgoingMessage
 from worker.queues.embedded import EmbeddedQueue
+from worker.routing import make_handlers
 from worker.settings import Settings, load_settings
 
 KEYS = {"access_key_id": "AKIA", "secret_access_key": "hidden"}

@@ -396,7 +396,7 @@ def test_opentelemetry_is_imported_where_tracing_is_switched_on_and_nowhere_else
         if name.startswith(("opentelemetry", "worker.opentelemetry_"))
     }
     assert found == {
-        ("bootstrap.py", "open_tracing"),
+        ("telemetry.py", "open_tracing"),
         ("opentelemetry_export.py", ""),
         ("opentelemetry_tracing.py", ""),
     }

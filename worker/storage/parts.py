@@ -11,7 +11,7 @@ from functools import partial
 
 from backends.base import StorageBackend
 from handlers.plan import StagingSource
-from worker import audit, bootstrap, stores, unverified
+from worker import audit, bootstrap, stores, telemetry, unverified
 from worker.disposition import RetryPolicy
 from worker.ledger.base import Ledger
 from worker.metrics import Metrics
@@ -53,7 +53,7 @@ async def open_parts(storing: Storing) -> AsyncGenerator[Parts, None]:
         unverified.warn(settings)
         metrics = Metrics()
         if settings.cloudwatch.enabled:
-            await stack.enter_async_context(bootstrap.sending_metrics(settings, metrics))
+            await stack.enter_async_context(telemetry.sending_metrics(settings, metrics))
         if storing.provision is not None:
             # Its SDK is of an extra.
             from worker.storage.provisioning import provision  # noqa: PLC0415
@@ -64,8 +64,8 @@ async def open_parts(storing: Storing) -> AsyncGenerator[Parts, None]:
         publisher = await stack.enter_async_context(bootstrap.open_publisher(settings))
         staging = await stack.enter_async_context(stores.open_staging(settings))
         targets = await stack.enter_async_context(stores.open_targets(settings, metrics.circuit))
-        measured = bootstrap.with_metrics(targets, metrics, UNTRACED, uploads=bootstrap.upload_logs(settings))
-        measured_staging = bootstrap.with_metrics(staging, metrics, UNTRACED, "staging-")
+        measured = telemetry.with_metrics(targets, metrics, UNTRACED, uploads=telemetry.upload_logs(settings))
+        measured_staging = telemetry.with_metrics(staging, metrics, UNTRACED, "staging-")
         budget = bootstrap.make_budget(settings, metrics)
         (source,) = stores.staging_sources(settings)
         yield Parts(
