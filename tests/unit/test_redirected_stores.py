@@ -160,7 +160,8 @@ async def test_case_97_bytes_for_google_go_to_the_endpoint_whatever_an_answer_na
 
 
 @pytest.mark.parametrize(
-    "address", ["169.254.169.254", "[::ffff:169.254.169.254]", "[fd00:ec2::254]", "0.0.0.1"]
+    "address",
+    ["169.254.169.254", "[::ffff:169.254.169.254]", "[fd00:ec2::254]", "[fd00:ec2::254%2]", "0.0.0.1"],
 )
 async def test_case_96_a_namenode_does_not_send_us_to_metadata(address: str) -> None:
     async def handle(_: Request) -> Response:
