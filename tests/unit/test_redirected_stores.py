@@ -6,15 +6,17 @@ from contextlib import asynccontextmanager
 
 import pytest
 from pydantic import SecretStr
+from yarl import URL
 
 from backends.aws_options import AwsOptions
 from backends.aws_session import open_session
 from backends.azure import AzureBackend
 from backends.azure_client import AzureOptions
 from backends.base import Attributes, BackendAdapter, BackendOptions, single
-from backends.errors import PermissionDenied, StorageError
+from backends.errors import PermissionDenied, StorageError, Unavailable
 from backends.gcs import GcsBackend
-from backends.gcs_options import GcsOptions
+from backends.gcs_client import GcsClient
+from backends.gcs_options import GcsOptions, Tokens
 from backends.hdfs import HdfsBackend
 from backends.hdfs_client import WebHdfs
 from backends.hdfs_options import HdfsOptions
@@ -157,6 +159,22 @@ async def test_case_97_bytes_for_google_go_to_the_endpoint_whatever_an_answer_na
                 await backend.aclose()
         assert asked == []
         assert any("/session" in line for line in store.requests)
+
+
+@pytest.mark.parametrize(
+    "named",
+    ["@{}/x", "http:@{}/x", ".example.org/x", "x", "?upload_id=1", "http://{}", "http://", "http://[/x", "\\\\{}"],
+)
+async def test_case_97_a_session_is_at_the_endpoint_or_nowhere(named: str) -> None:
+    client = GcsClient(gcs_options("http://storage.test"), Tokens(None))
+    try:
+        at = client.at_home(named.format("127.0.0.1:1"), "write")
+    except Unavailable:
+        return
+    finally:
+        await client.aclose()
+    assert str(URL(at).origin()) == "http://storage.test"
+    assert URL(at).user is None
 
 
 @pytest.mark.parametrize(
