@@ -163,7 +163,17 @@ async def test_case_97_bytes_for_google_go_to_the_endpoint_whatever_an_answer_na
 
 @pytest.mark.parametrize(
     "named",
-    ["@{}/x", "http:@{}/x", ".example.org/x", "x", "?upload_id=1", "http://{}", "http://", "http://[/x", "\\\\{}"],
+    [
+        "@{}/x",
+        "http:@{}/x",
+        ".example.org/x",
+        "x",
+        "?upload_id=1",
+        "http://{}",
+        "http://",
+        "http://[/x",
+        "\\\\{}",
+    ],
 )
 async def test_case_97_a_session_is_at_the_endpoint_or_nowhere(named: str) -> None:
     client = GcsClient(gcs_options("http://storage.test"), Tokens(None))
