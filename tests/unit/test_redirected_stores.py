@@ -139,6 +139,29 @@ async def test_case_97_what_reads_s3_never_goes_on_without_tls(
         assert asked == []
 
 
+@pytest.mark.parametrize("size", [0, 100], ids=["empty", "small"])
+async def test_case_97_what_is_written_to_s3_follows_nobody(size: int) -> None:
+    statuses = iter((301, 302, 303, 307, 308))
+
+    async def misleading(request: Request) -> Response:
+        if request.method == "PUT":
+            return Response(next(statuses), {"Location": f"{other}/elsewhere"})
+        return Response(404 if request.path.endswith("/k") else 200)
+
+    async with elsewhere() as (other, asked), serving(misleading) as url:
+        backend = await S3Backend.connect(s3_options(url))
+        try:
+            for _ in range(5):
+                with pytest.raises(StorageError):
+                    await backend.write("k", single(bytes(size)), NOTHING)
+        finally:
+            await backend.aclose()
+    assert next(statuses, None) is None
+    # What is left of a PUT that is answered 303: a GET that takes neither bytes nor signature along.
+    assert [(each.method, each.body) for each in asked] == [("GET", b"")]
+    assert "authorization" not in asked[0].headers
+
+
 async def test_case_97_bytes_for_google_go_to_the_endpoint_whatever_an_answer_names() -> None:
     async with elsewhere() as (other, asked), strict_gcs() as store:
         handle = StrictGcs.handle
