@@ -32,11 +32,21 @@ _PRIVATE: Final = tuple(
 )
 """Loopback, and what an organization numbers by itself: RFC 1918, RFC 6598, RFC 4193."""
 
-_METADATA: Final = frozenset(
-    ip_address(text) for text in ("100.100.100.200", "168.63.129.16", "fd00:ec2::254", "fd20:ce::254")
+_METADATA: Final = tuple(
+    ip_network(text)
+    for text in (
+        "100.100.100.200",
+        "168.63.129.16",
+        "fd00:42::42",
+        "fd00:100::100:200",
+        "fd00:a9fe:a9fe::1",
+        "fd00:c1::a9fe:a9fe",
+        "fd00:ec2::/32",
+        "fd20:ce::254",
+    )
 )
-"""Where clouds hand out credentials and would pass for private or public: Alibaba, Azure, AWS, Google. The usual one,
-169.254.169.254, is link-local."""
+"""Where clouds hand out credentials and would pass for private or public: Alibaba, Azure, Scaleway, Alibaba, Linode, Oracle, AWS (all
+of its services beside an instance), Google. The usual one, 169.254.169.254, is link-local."""
 
 _EMBEDDING: Final = tuple(
     (IPv6Network(text), shift)
@@ -95,11 +105,12 @@ class Judge:
 
     def check(self, text: str) -> None:
         """Raises `AddressRefused`."""
-        address = ip_address(text)
+        # A zone is no part of an address, and only link-local ones are looked for in theirs: RFC 4007.
+        address = ip_address(text.partition("%")[0])
         meant = _embedded(address) or address
         if any(one in network for one in (address, meant) for network in self.listed):
             return
-        if meant in _METADATA or not (_is_public(meant) or _is_private(meant)):
+        if _is_metadata(meant) or not (_is_public(meant) or _is_private(meant)):
             raise AddressRefused(
                 f"{text} is link-local, a cloud's metadata or no host's address; it is taken only where it is listed itself"
             )
@@ -140,6 +151,10 @@ def _embedded(address: Address) -> IPv4Address | None:
         if address in network:
             return IPv4Address(int(address) >> shift & 0xFFFF_FFFF)
     return None
+
+
+def _is_metadata(address: Address) -> bool:
+    return any(address in network for network in _METADATA)
 
 
 def _is_private(address: Address) -> bool:

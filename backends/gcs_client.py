@@ -79,9 +79,12 @@ class GcsClient:
         """The path and query of a URL that an answer named, at our endpoint: tokens and bytes go nowhere else."""
         try:
             named = URL(url, encoded=True)
-            return str(URL(self._base).origin()) + named.raw_path_qs
         except ValueError as exc:
             raise Unavailable(f"GCS could not {doing}: it named a session that is no URL") from exc
+        if not named.raw_path.startswith("/"):
+            # What follows our host would become a part of its name.
+            raise Unavailable(f"GCS could not {doing}: it named a session without a path")
+        return str(URL(self._base).origin()) + named.raw_path_qs
 
     def attempts(self) -> AsyncRetrying:
         """The one retry of this adapter: passing failures, jittered, a few seconds in all. The last one comes out."""

@@ -5,7 +5,7 @@
                                                                           metadata/_discovered.json …
     {prefix}/{recipe_id}/bundle_hashes/
 
-Called by handlers/layouts.py for the keys of new objects, and by worker/bus_documents.py, worker/objects.py and worker/verify.py,
+Called by handlers/layouts.py for the keys of new objects, and by worker/bus_documents.py, worker/belonging.py and worker/verify.py,
 which read from the recorded key of a manifest that it is one of these, and where the rest is. Pure.
 """
 

@@ -189,6 +189,8 @@ class Service:
                 quiet.disturb()
                 await _within(min(pause, _LONGEST_PAUSE), self._stopping.wait())
                 continue
+            # A receive that began beside work says nothing of the time after that.
+            busy = self._has_work()
             wait = quiet.ask(_SHORT_POLL if until_idle else _LONGEST_POLL)
             try:
                 messages = await self._receive(room, wait)
@@ -204,11 +206,14 @@ class Service:
                 self._log.warning("cannot receive", kind=type(exc).__name__, error=str(exc))
                 await _within(_PAUSE_AFTER_QUEUE_ERROR, self._stopping.wait())
                 continue
-            if quiet.heard(something=bool(messages or self._in_work or self._relay.in_hand)):
+            if quiet.heard(something=bool(messages) or busy or self._has_work()):
                 return
             await self._start(messages)
             if until_idle and not messages:
                 await _within(_IDLE_PAUSE, self._stopping.wait())
+
+    def _has_work(self) -> bool:
+        return bool(self._in_work or self._relay.in_hand)
 
     async def _receive(self, room: int, wait: float) -> Sequence[Message]:
         messages = await self._tracing.receive(self._queue, room, wait)

@@ -6,15 +6,17 @@ from contextlib import asynccontextmanager
 
 import pytest
 from pydantic import SecretStr
+from yarl import URL
 
 from backends.aws_options import AwsOptions
 from backends.aws_session import open_session
 from backends.azure import AzureBackend
 from backends.azure_client import AzureOptions
 from backends.base import Attributes, BackendAdapter, BackendOptions, single
-from backends.errors import PermissionDenied, StorageError
+from backends.errors import PermissionDenied, StorageError, Unavailable
 from backends.gcs import GcsBackend
-from backends.gcs_options import GcsOptions
+from backends.gcs_client import GcsClient
+from backends.gcs_options import GcsOptions, Tokens
 from backends.hdfs import HdfsBackend
 from backends.hdfs_client import WebHdfs
 from backends.hdfs_options import HdfsOptions
@@ -137,6 +139,29 @@ async def test_case_97_what_reads_s3_never_goes_on_without_tls(
         assert asked == []
 
 
+@pytest.mark.parametrize("size", [0, 100], ids=["empty", "small"])
+async def test_case_97_what_is_written_to_s3_follows_nobody(size: int) -> None:
+    statuses = iter((301, 302, 303, 307, 308))
+
+    async def misleading(request: Request) -> Response:
+        if request.method == "PUT":
+            return Response(next(statuses), {"Location": f"{other}/elsewhere"})
+        return Response(404 if request.path.endswith("/k") else 200)
+
+    async with elsewhere() as (other, asked), serving(misleading) as url:
+        backend = await S3Backend.connect(s3_options(url))
+        try:
+            for _ in range(5):
+                with pytest.raises(StorageError):
+                    await backend.write("k", single(bytes(size)), NOTHING)
+        finally:
+            await backend.aclose()
+    assert next(statuses, None) is None
+    # What is left of a PUT that is answered 303: a GET that takes neither bytes nor signature along.
+    assert [(each.method, each.body) for each in asked] == [("GET", b"")]
+    assert "authorization" not in asked[0].headers
+
+
 async def test_case_97_bytes_for_google_go_to_the_endpoint_whatever_an_answer_names() -> None:
     async with elsewhere() as (other, asked), strict_gcs() as store:
         handle = StrictGcs.handle
@@ -160,7 +185,34 @@ async def test_case_97_bytes_for_google_go_to_the_endpoint_whatever_an_answer_na
 
 
 @pytest.mark.parametrize(
-    "address", ["169.254.169.254", "[::ffff:169.254.169.254]", "[fd00:ec2::254]", "0.0.0.1"]
+    "named",
+    [
+        "@{}/x",
+        "http:@{}/x",
+        ".example.org/x",
+        "x",
+        "?upload_id=1",
+        "http://{}",
+        "http://",
+        "http://[/x",
+        "\\\\{}",
+    ],
+)
+async def test_case_97_a_session_is_at_the_endpoint_or_nowhere(named: str) -> None:
+    client = GcsClient(gcs_options("http://storage.test"), Tokens(None))
+    try:
+        at = client.at_home(named.format("127.0.0.1:1"), "write")
+    except Unavailable:
+        return
+    finally:
+        await client.aclose()
+    assert str(URL(at).origin()) == "http://storage.test"
+    assert URL(at).user is None
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["169.254.169.254", "[::ffff:169.254.169.254]", "[fd00:ec2::254]", "[fd00:ec2::254%2]", "0.0.0.1"],
 )
 async def test_case_96_a_namenode_does_not_send_us_to_metadata(address: str) -> None:
     async def handle(_: Request) -> Response:

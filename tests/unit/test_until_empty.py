@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from worker import service as service_module
 from worker.admin import AdminError
 from worker.cli import app
 from worker.publishers.base import PublishError
-from worker.queues.base import Retry
+from worker.queues.base import Message, Retry
 from worker.quiet import Quiet
 from worker.service import Service
 
@@ -117,6 +119,32 @@ async def test_a_completion_under_way_is_not_cut_off(world: World) -> None:
     await ended(running)
     assert await world.states() == {"test-a": "published"}
     assert world.publisher.calls == 1
+
+
+async def test_the_quiet_does_not_begin_before_the_work_is_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that has to be tried again, or its completion, may come a moment after the work."""
+    world.target.gate.clear()
+    await world.queue.send([fetched("test-a")])
+    service = world.service()
+    receive, asked = world.queue.receive, 0
+
+    async def long_poll(limit: int, wait: float) -> Sequence[Message]:
+        nonlocal asked
+        asked += 1
+        if asked != 2:
+            return await receive(limit, wait)
+        over = time.monotonic() + PATIENCE
+        await until(world.target.entered.is_set)
+        world.target.gate.set()
+        await until(lambda: service.progress.acked == 1 and not service._has_work())
+        await until(lambda: time.monotonic() >= over)
+        return ()
+
+    monkeypatch.setattr(world.queue, "receive", long_poll)
+    await ended(start(world, service))
+    assert asked > 2
 
 
 async def test_what_another_worker_holds_is_not_waited_for(world: World) -> None:
