@@ -1,6 +1,6 @@
 """What of the process is told elsewhere: calls of backends into metrics, metrics to CloudWatch, traces to a collector.
 
-Called by worker/bootstrap.py, and piece by piece by worker/cli.py and worker/storage.
+Called by worker/bootstrap.py, and piece by piece by worker/storage.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping
