@@ -1,4 +1,4 @@
-"""The only place that constructs: settings in, connected parts out. Staging and targets are opened by worker/stores.py, routes are made
+"""The only place that constructs: settings in, connected parts out. Staging and targets are opened by worker/stores.py, routes made
 by worker/routing.py, metrics and traces connected by worker/telemetry.py.
 
 Called by worker/cli.py, and piece by piece by worker/storage. Every part is opened inside an `AsyncExitStack`, so whatever was
