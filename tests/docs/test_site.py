@@ -47,7 +47,7 @@ def test_a_link_that_leads_nowhere_ends_the_build(mkdocs: MkDocs, tmp_path: Path
     assert wrong.partition("](")[2].rstrip(")").partition("#")[2] in built.stderr + built.stdout
 
 
-@pytest.mark.parametrize("page", ["README.md", "helm/transload/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md", "helm/transload/README.md"])
 def test_pages_beside_the_site_link_to_what_is_there(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!https?:)([^)#\s]+)", text)
