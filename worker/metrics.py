@@ -71,7 +71,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.messages_received = self._counter("messages_received", "Messages received.", "queue")
         self.messages_settled = self._counter(
-            "messages_settled", "Messages settled; outcome: ack, retry or dead.", "queue", "outcome"
+            "messages_settled", "Messages settled; outcome: ack, ignored, retry or dead.", "queue", "outcome"
         )
         self.messages_redriven = self._counter(
             "messages_redriven", "Messages received that had been dead letters before.", "queue"
@@ -183,7 +183,7 @@ class Metrics:
     def expect(self, queue: str) -> None:
         """Make the series of the queue that is worked on, so that they count from nought."""
         self.messages_received.labels(queue=queue)
-        for outcome in ("ack", "retry", "dead"):
+        for outcome in ("ack", "ignored", "retry", "dead"):
             self.messages_settled.labels(queue=queue, outcome=outcome)
 
     def refresh(self, summary: Summary) -> None:
