@@ -12,12 +12,28 @@ import pytest
 import yaml
 from aiobotocore.session import AioSession
 
+from tests.docs.blocks import BLOCKS
 from tests.support.localstack import LocalStackEndpoint
 from tests.support.sqs import Queues, sqs_queues
 from worker.bootstrap import open_ledger, open_service
 from worker.settings import Settings, load_settings
 
+PAGE = "docs/notifications.md"
 KEYS = ("in/fr/red flower+1.jpg", "in/fr/straße/ä %2F&=?#.html", "in/de/b")
+
+
+def documents(queue: str, bucket: str) -> list[str]:
+    """The queue's policy and the bucket's notifications, as docs/notifications.md has them."""
+    *_, region, account, name = queue.split(":")
+    found = [block.text for block in BLOCKS if block.page == PAGE and block.language == "json"]
+    for placeholder, value in (
+        ("REGION", region),
+        ("ACCOUNT", account),
+        (":QUEUE", f":{name}"),
+        ("BUCKET", bucket),
+    ):
+        found = [text.replace(placeholder, value) for text in found]
+    return found
 
 
 class Drops:
@@ -54,19 +70,20 @@ class Drops:
         facts = await self.queues.client.get_queue_attributes(
             QueueUrl=self.queues.url, AttributeNames=["QueueArn"]
         )
-        arn, kind = facts["Attributes"]["QueueArn"], "Queue"
+        arn = facts["Attributes"]["QueueArn"]
+        policy, notifications = documents(arn, self.bucket)
+        await self.queues.client.set_queue_attributes(QueueUrl=self.queues.url, Attributes={"Policy": policy})
+        (rule,) = json.loads(notifications)["QueueConfigurations"]
+        rule["Events"].append("s3:ObjectRemoved:*")
+        kind = "Queue"
         if through_sns:
             sns = await self.client("sns")
             topic = (await sns.create_topic(Name=self.bucket))["TopicArn"]
             await sns.subscribe(TopicArn=topic, Protocol="sqs", Endpoint=arn)
-            arn, kind = topic, "Topic"
+            rule["TopicArn"], kind = topic, "Topic"
+            del rule["QueueArn"]
             versions = {"Status": "Enabled"}
             await s3.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration=versions)
-        rule = {
-            f"{kind}Arn": arn,
-            "Events": ["s3:ObjectCreated:*", "s3:ObjectRemoved:*"],
-            "Filter": {"Key": {"FilterRules": [{"Name": "prefix", "Value": "in/"}]}},
-        }
         await s3.put_bucket_notification_configuration(
             Bucket=self.bucket, NotificationConfiguration={f"{kind}Configurations": [rule]}
         )

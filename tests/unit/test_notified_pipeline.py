@@ -22,6 +22,7 @@ from handlers.plan import StorePlan
 from tests.support.s3_events import direct, record
 from worker.bootstrap import make_handlers
 from worker.budget import Budget
+from worker.cli import app
 from worker.ledger.base import LedgerUnavailable
 from worker.ledger.database import migrate, open_database
 from worker.ledger.sql import SqlLedger
@@ -39,7 +40,8 @@ def etag(data: bytes) -> str:
 
 
 def put(key: str, data: bytes, **changed: Any) -> dict[str, Any]:
-    return record(key, **({"eTag": etag(data), "size": len(data)} | changed))
+    facts: dict[str, Any] = {"eTag": etag(data), "size": len(data)}
+    return record(key, **(facts | changed))
 
 
 def settings(folder: Path, **staging: Any) -> Settings:
@@ -315,6 +317,24 @@ def test_notifications_are_of_buckets(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump({"staging": {"drop": {"notifications": {}}}}), encoding="utf-8")
     with pytest.raises(SettingsError, match="'file' has none; remove notifications"):
         load_settings(file=file, home=tmp_path, environ={})
+
+
+def test_explain_tells_what_would_become_of_each_object(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings(tmp_path)
+    file = tmp_path / "notification.json"
+    events = [record("in/a.html"), record("in/b", eventName="ObjectRemoved:Delete"), record("out/c")]
+    file.write_text(json.dumps({"Records": events}), encoding="utf-8")
+    command = ["--config", str(tmp_path / "transload.yaml"), "--home", str(tmp_path), "explain", str(file)]
+    with pytest.raises(Refused, match="not under a configured staging source"):
+        app([*command, "--json"], standalone_mode=False)
+    plan, ignored = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert plan["source"] == "drop: in/a.html"
+    assert ignored == {"ignored": "ObjectRemoved:Delete"}
+    file.write_text('{"Event": "s3:TestEvent"}', encoding="utf-8")
+    app(command, standalone_mode=False)
+    assert capsys.readouterr().out == "nothing to do for s3:TestEvent\n"
 
 
 def test_notifications_are_off_unless_they_are_configured(tmp_path: Path) -> None:
