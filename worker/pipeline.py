@@ -28,7 +28,7 @@ from worker.ledger.base import Ledger, LedgerError
 from worker.ledger.values import Close, Entry, Recorded, StoredObject, StoredResource, Transfer
 from worker.manifest import Manifests
 from worker.queues.base import Ack, Disposition, Ignored
-from worker.several import each, finality
+from worker.several import finality, one_by_one
 from worker.sharing import known_to, referring, shared
 from worker.tracing import UNTRACED, Tracing
 
@@ -96,7 +96,7 @@ class Pipeline:
         Raises `Refused`, `PayloadMissing`, a `StorageError`, a `LedgerError` or `LeaseLost`.
         """
         said = self._handlers.read(delivery.body, self._max_message_bytes)
-        return await each(said, partial(self._carry_out, delivery))
+        return await one_by_one(said, partial(self._carry_out, delivery))
 
     async def _carry_out(self, delivery: Delivery, said: Said) -> Disposition:
         """One thing that the message says."""

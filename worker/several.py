@@ -13,7 +13,9 @@ from worker.manifest_errors import ManifestError
 from worker.queues.base import Ack, Disposition, Ignored
 
 
-async def each(said: Sequence[Said], carry_out: Callable[[Said], Awaitable[Disposition]]) -> Disposition:
+async def one_by_one(
+    said: Sequence[Said], carry_out: Callable[[Said], Awaitable[Disposition]]
+) -> Disposition:
     """Carry out one after the other; what fails does not keep the rest from being done.
 
     In the end raises, of several errors, the one that leaves most hope: the message comes back until nothing but what is refused

@@ -142,7 +142,10 @@ async def test_what_is_dropped_is_a_bundle(drops: Drops, tmp_path: Path, through
     async with open_service(chosen, admin=False) as service:
         await service.run(until_idle=True)
         progress = service.progress
+        settled = service._metrics.registry
     assert (progress.acked, progress.dead) == (len(KEYS) + 3, 1)
+    labels = {"queue": drops.queues.url.rpartition("/")[2], "outcome": "ignored"}
+    assert settled.get_sample_value("transload_messages_settled_total", labels) == 3
 
     async with open_ledger(chosen) as ledger:
         bundles = await ledger.bundles()
