@@ -18,6 +18,7 @@ from handlers import dedup, sidecar
 from handlers.fan_out import give_each
 from handlers.payload import Before, Digest, checked, metered, opened
 from handlers.plan import StorePlan, Write
+from handlers.staged_version import expect_version
 from handlers.stored_metadata import stamped
 from handlers.transforms.base import Meter, Transform, Turn, Work, transformed
 from handlers.transforms.names import Paths
@@ -78,8 +79,9 @@ async def execute(
     referred to: its placement names the key it has. Transforms use threads in a `turn`.
 
     Raises `PayloadMissing`, `IntegrityError` (nothing lies under the final names then), `Refused` (whole entries of an archive
-    may lie there), and whatever else reading raises.
+    may lie there, or a payload that was replaced while it was read), and whatever else reading raises.
     """
+    await expect_version(plan.source, staging[plan.source.staging])
     run = _Run(plan, staging[plan.source.staging], targets, placed, clock)
     if plan.transforms:
         await run.transform(spool, turn)
@@ -90,6 +92,7 @@ async def execute(
     else:
         await run.copy()
         await run.stream()
+    await expect_version(plan.source, staging[plan.source.staging])
     return Executed(tuple(run.placements()), tuple(run.misses()), run.before)
 
 

@@ -154,6 +154,10 @@ class Payload(_Model):
     checksums: Checksums | None = Field(
         default=None, description="Of the same bytes; each is checked when given."
     )
+    etag: Annotated[Name, Field(max_length=256)] | None = Field(
+        default=None,
+        description="As staging tells it, without quotes; what has another one is not read. For stores that have ETags.",
+    )
 
     @property
     def promised(self) -> Mapping[Algorithm, str]:
@@ -207,15 +211,25 @@ def decode(body: bytes, limit: int = DEFAULT_LIMIT) -> Command:
 
     Raises `Refused` with `malformed`, `unknown_type` or `unknown_version` and one line that says what is wrong.
     """
+    return command_in(content_of(body, limit))
+
+
+def content_of(body: bytes, limit: int = DEFAULT_LIMIT) -> dict[str, Any]:
+    """The JSON object a message is, out of its wrappings. Raises `Refused("malformed")`."""
     if len(body) > limit:
         raise Refused("malformed", f"the message has {len(body)} bytes; at most {limit} are read")
-    content = _unwrap(_parse(body))
+    return _unwrap(_parse(body))
+
+
+def command_in(content: dict[str, Any]) -> Command:
+    """The command that a message's content is. Raises `Refused` as `decode` does."""
     kind, version = content.get("type"), content.get("version")
     if not isinstance(kind, str) or kind not in _VERSIONS:
         if is_storage_notification(content):
             raise Refused(
                 "unknown_type",
-                "this is a notification of S3 or MinIO, which is no message here: fetchers announce payloads",
+                "this is a notification of S3 or MinIO, and no staging source takes notifications: fetchers announce payloads, "
+                "or staging.….notifications is set",
             )
         raise Refused("unknown_type", f"type is {_short(kind)}; known are {', '.join(sorted(_VERSIONS))}")
     if type(version) is not int or version != _VERSIONS[kind]:

@@ -83,6 +83,8 @@ class Source:
     sha256: str | None
     checksums: Mapping[Algorithm, str] = field(default_factory=dict)
     """Other checksums that are promised, in hex."""
+    etag: str | None = None
+    """The version that is meant, as staging tells it; None: whatever lies there."""
 
     @property
     def promises(self) -> bool:

@@ -31,7 +31,7 @@ class ResourceFetchedHandler:
             command=command,
             route=route.name,
             resource_id=resource_id(command.resource.url),
-            source=Source(source.name, key, payload.size, payload.sha256, payload.promised),
+            source=Source(source.name, key, payload.size, payload.sha256, payload.promised, payload.etag),
             writes=tuple(_writes(command, route)),
             bundle_targets=route.bundle_targets(_facts(command)),
             transforms=route.transforms_of(command.payload.size),

@@ -17,7 +17,6 @@ import typer
 
 from backends.errors import StorageError
 from handlers.errors import HandlerError, Refused
-from handlers.messages import decode
 from worker import (
     bootstrap,
     cli_audit,
@@ -356,8 +355,9 @@ def explain(
         body = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as exc:
         raise typer.BadParameter(f"cannot read {file}: {exc.strerror}", param_hint="FILE") from exc
-    command = decode(body, settings.worker.max_message_bytes)
-    render.plan(routing.make_handlers(settings).plan(command), as_json=as_json)
+    handlers = routing.make_handlers(settings)
+    for said in handlers.read(body, settings.worker.max_message_bytes):
+        render.plan(handlers.planned(said), as_json=as_json)
 
 
 @app.command()

@@ -71,7 +71,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.messages_received = self._counter("messages_received", "Messages received.", "queue")
         self.messages_settled = self._counter(
-            "messages_settled", "Messages settled; outcome: ack, retry or dead.", "queue", "outcome"
+            "messages_settled", "Messages settled; outcome: ack, ignored, retry or dead.", "queue", "outcome"
         )
         self.messages_redriven = self._counter(
             "messages_redriven", "Messages received that had been dead letters before.", "queue"
@@ -192,7 +192,7 @@ class Metrics:
             self.messages_waiting.labels(route=route)
             self.messages_put_off.labels(route=route)
         self.messages_received.labels(queue=queue)
-        for outcome in ("ack", "retry", "dead"):
+        for outcome in ("ack", "ignored", "retry", "dead"):
             self.messages_settled.labels(queue=queue, outcome=outcome)
 
     def refresh(self, summary: Summary) -> None:

@@ -14,19 +14,21 @@ from typing import Protocol
 import structlog
 
 from backends.base import CHUNK_SIZE, StorageBackend
-from backends.errors import CircuitOpen, Conflict, PermissionDenied, StorageError, Unavailable
-from handlers.dispatch import Handlers
+from backends.errors import Conflict
+from handlers.dispatch import Handlers, Said
 from handlers.errors import Refused
 from handlers.execute import Executed, Miss, Placement, execute
 from handlers.fan_out import READ_AHEAD
-from handlers.messages import Command, decode
+from handlers.messages import Command
 from handlers.plan import ClosePlan, StorePlan
+from handlers.storage_notifications import OtherEvent
 from worker import entries
 from worker.budget import Budget
 from worker.ledger.base import Ledger, LedgerError
 from worker.ledger.values import Recorded
 from worker.manifest import Manifests
-from worker.queues.base import Ack, Disposition
+from worker.queues.base import Ack, Disposition, Ignored
+from worker.several import finality, one_by_one
 from worker.shares import Owner, Shares
 from worker.sharing import known_to, referring
 from worker.tracing import UNTRACED, Tracing
@@ -96,7 +98,15 @@ class Pipeline:
 
         Raises `Refused`, `PayloadMissing`, a `StorageError`, a `LedgerError` or `LeaseLost`.
         """
-        command = decode(delivery.body, self._max_message_bytes)
+        said = self._handlers.read(delivery.body, self._max_message_bytes)
+        return await one_by_one(said, partial(self._carry_out, delivery))
+
+    async def _carry_out(self, delivery: Delivery, said: Said) -> Disposition:
+        """One thing that the message says."""
+        command = self._handlers.command(said)
+        if isinstance(command, OtherEvent):
+            self._log.info("nothing to do for a notification", what=command.what)
+            return Ignored()
         structlog.contextvars.bind_contextvars(bid=command.bundle.bid)
         self._tracing.about(command)
         if recorded := await self._ledger.find(command.id):
@@ -114,17 +124,24 @@ class Pipeline:
 
         Raises `Refused` or a `LedgerError`.
         """
-        command = decode(body, self._max_message_bytes)
-        recorded = await self._ledger.find(command.id)
-        if recorded is None or await self._ledger.transfers(command.id):
-            return None
-        _check_same(command, recorded)
+        for said in self._handlers.read(body, self._max_message_bytes):
+            command = self._handlers.command(said)
+            if isinstance(command, OtherEvent):
+                continue
+            recorded = await self._ledger.find(command.id)
+            if recorded is None or await self._ledger.transfers(command.id):
+                return None
+            _check_same(command, recorded)
         return Ack()
 
     def owner(self, body: bytes) -> Owner:
-        """For whom a message is. What cannot be decoded, or has no route, is all one owner's."""
+        """For whom a message is: of several things it says, the first decides. What cannot be decoded, or has no route, is all one
+        owner's.
+        """
         try:
-            command = decode(body, self._max_message_bytes)
+            command = self._handlers.command(self._handlers.read(body, self._max_message_bytes)[0])
+            if isinstance(command, OtherEvent):
+                return Owner("none")
             return Owner(self._handlers.route(command), command.bundle.recipe_id)
         except Exception:  # noqa: BLE001 - `process` meets it again, and there it is a failure like any other
             return Owner("none")
@@ -276,17 +293,9 @@ def _without(plan: StorePlan, had: tuple[Placement, ...]) -> StorePlan:
 
 def _reason(misses: Sequence[Miss]) -> Exception:
     """The error that decides the message's fate: of several the one that leaves most hope, so that each target gets its tries."""
-    error = min((miss.error for miss in misses), key=_finality)
+    error = min((miss.error for miss in misses), key=finality)
     if isinstance(error, Conflict):
         refused = Refused("conflict", f"{error}; the object that lies there was kept")
         refused.__cause__ = error
         return refused
     return error
-
-
-def _finality(error: Exception) -> int:
-    if isinstance(error, CircuitOpen):
-        return -1
-    if isinstance(error, (Unavailable, PermissionDenied)):
-        return 0
-    return 2 if isinstance(error, StorageError) and not error.retryable else 1

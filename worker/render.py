@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Table
 
 from handlers.plan import ClosePlan, Plan
+from handlers.storage_notifications import OtherEvent
 from worker.ledger.values import BundleRecord, OutboxEntry, StoredResource, Summary
 from worker.local_files import LocalBundle
 from worker.notification import timestamp
@@ -182,8 +183,14 @@ def verification(result: Verification, *, as_json: bool) -> None:
     )
 
 
-def plan(planned: Plan, *, as_json: bool) -> None:
+def plan(planned: Plan | OtherEvent, *, as_json: bool) -> None:
     """What a worker would do."""
+    if isinstance(planned, OtherEvent):
+        if as_json:
+            print_json({"ignored": planned.what})
+        else:
+            out().print(f"nothing to do for {planned.what}", markup=False, highlight=False, soft_wrap=True)
+        return
     if as_json:
         print_json(_plan_facts(planned))
         return

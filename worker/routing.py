@@ -20,7 +20,9 @@ def make_handlers(settings: Settings, keys: KeyRing | None = None) -> Handlers:
         settings.queue.options.queue_name,
     )
     return Handlers(
-        ResourceFetchedHandler(stores.staging_sources(settings), routes), BundleClosedHandler(routes)
+        ResourceFetchedHandler(stores.staging_sources(settings), routes),
+        BundleClosedHandler(routes),
+        stores.object_created(settings),
     )
 
 

@@ -33,6 +33,7 @@ from worker.settings_checks import (
     check_deduplication,
     check_keys,
     check_layouts,
+    check_notifications,
     check_overlaps,
 )
 from worker.settings_json_schema import json_schema
@@ -148,6 +149,7 @@ class _Builder:
         staging = self._places(StagingSettings, "staging")
         targets = self._places(TargetSettings, "targets")
         check_overlaps(self._draft, staging, targets)
+        check_notifications(self._draft, staging)
         worker = self._plain(WorkerSettings, "worker")
         relay = self._plain(RelaySettings, "relay")
         housekeeping = self._plain(HousekeepingSettings, "housekeeping")

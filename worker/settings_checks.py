@@ -172,6 +172,25 @@ def _place(place: StagingSettings | TargetSettings) -> tuple[object, tuple[str, 
     return place.backend, (*location.rstrip("/").split("/"), *prefix)
 
 
+def check_notifications(draft: Draft, staging: Mapping[str, StagingSettings]) -> None:
+    """Refuse notifications where no store sends any, and where an object could be deleted that nobody has stored."""
+    for name, place in staging.items():
+        if place.notifications is None:
+            continue
+        path = ("staging", name, "notifications")
+        if not BACKENDS.load(place.backend).location_of(place.options).startswith("s3://"):
+            draft.add(
+                path,
+                f"tells of objects in buckets of S3, and {place.backend!r} has none; remove notifications",
+            )
+        if place.delete_published:
+            draft.add(
+                path,
+                "with delete_published an object could be deleted that has just replaced the one that was stored; remove one of the "
+                "two, and let a lifecycle rule of the bucket delete",
+            )
+
+
 def check_keys(draft: Draft, routes: Mapping[str, RouteSettings]) -> None:
     """Refuse transforms that need keys where there are none."""
     if "encryption" in draft.values:

@@ -26,6 +26,7 @@ from backends.guards.read_cache import CacheOptions
 from backends.guards.retry import RetryOptions
 from backends.guards.timeouts import TimeoutOptions
 from handlers.layouts import check_layout
+from handlers.object_created import check_recipe
 from handlers.transforms.base import Limits
 from handlers.transforms.max_size import MaxSize
 from handlers.transforms.registry import TRANSFORMS
@@ -71,6 +72,7 @@ def _bytes_alone(value: object) -> object:
 
 Prefix = Annotated[str, AfterValidator(_prefix)]
 LayoutSpec = Annotated[str, AfterValidator(check_layout)]
+RecipeTemplate = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(check_recipe)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=63)]
 
 
@@ -110,6 +112,19 @@ class _Guarded(Section):
     )
 
 
+class NotificationSettings(Section):
+    """What becomes of an object of which only its store tells."""
+
+    bundle: Literal["object"] = Field(
+        default="object", description="What a bundle is: each object that is put, alone."
+    )
+    recipe_id: RecipeTemplate = Field(
+        default="{staging}",
+        description="The recipe of these bundles, in which `{staging}` (the name of this source) and `{folder}` (the first folder of "
+        "the key below the prefix) are filled in.",
+    )
+
+
 class StagingSettings(_Guarded):
     """A place payloads are read from."""
 
@@ -125,6 +140,11 @@ class StagingSettings(_Guarded):
         ge=0,
         le=1_209_600,
         description="Seconds they stay after that; where several sources delete, the longest of them counts for all.",
+    )
+    notifications: NotificationSettings | None = Field(
+        default=None,
+        description="Whether objects are stored of which only a notification of S3 or MinIO tells, and how; off unless given. Not with "
+        "`delete_published`.",
     )
     options: SerializeAsAny[BackendOptions]
 

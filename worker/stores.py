@@ -12,6 +12,7 @@ from backends.errors import Unavailable
 from backends.guards.breaker import CircuitState
 from backends.guards.stack import GuardOptions, guarded
 from backends.registry import BACKENDS
+from handlers.object_created import ObjectCreatedHandler
 from handlers.plan import StagingSource
 from worker.settings import Settings
 from worker.settings_places import StagingSettings, TargetSettings
@@ -30,6 +31,16 @@ def staging_sources(settings: Settings) -> tuple[StagingSource, ...]:
         StagingSource(name, BACKENDS.load(staging.backend).location_of(staging.options), staging.prefix)
         for name, staging in settings.staging.items()
     )
+
+
+def object_created(settings: Settings) -> ObjectCreatedHandler:
+    """For notifications about what appears there."""
+    recipes = {
+        name: staging.notifications.recipe_id
+        for name, staging in settings.staging.items()
+        if staging.notifications is not None
+    }
+    return ObjectCreatedHandler(staging_sources(settings), recipes)
 
 
 @asynccontextmanager

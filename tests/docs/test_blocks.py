@@ -28,6 +28,7 @@ NOT_RUN = {
     "docs/image.md": 4,
     "docs/in-process.md": 1,
     "docs/kubernetes.md": 2,
+    "docs/notifications.md": 1,
     "docs/operations.md": 3,
     "docs/runbooks.md": 13,
     "docs/secrets.md": 2,

@@ -33,10 +33,7 @@ def found_in(file: str) -> dict[str, bool]:
 
 @pytest.mark.parametrize(("file", "name", "bracketed"), NAMED)
 def test_a_test_that_is_named_is_there(file: str, name: str, bracketed: bool) -> None:
-    if "test_s3_notifications" not in file:
-        assert found_in(file)[name] is bracketed, (
-            "in brackets are the slow ones" if bracketed else "it is slow"
-        )
+    assert found_in(file)[name] is bracketed, "in brackets are the slow ones" if bracketed else "it is slow"
 
 
 def test_every_line_has_one() -> None:

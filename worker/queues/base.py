@@ -59,6 +59,11 @@ class Ack:
 
 
 @dataclass(frozen=True, slots=True)
+class Ignored(Ack):
+    """There was nothing to do: remove the message. Counted apart."""
+
+
+@dataclass(frozen=True, slots=True)
 class Retry:
     """Give it back; it becomes visible again after `delay` seconds (0: at once)."""
 
