@@ -268,6 +268,8 @@ class Service:
         await asyncio.wait([relay], timeout=max(0.0, deadline - loop.time()))
         if relay.done():
             await self._announce_rest(deadline)
+        else:
+            self._left("out of time")
 
     async def _announce_rest(self, deadline: float) -> None:
         """Publish what is due before leaving, so that completions need not wait for the next worker."""
@@ -276,7 +278,11 @@ class Service:
                 while await self._relay.announce_due():
                     pass
         except (LedgerError, TimeoutError) as exc:
-            self._log.warning("completions left for the next worker", error=str(exc) or "out of time")
+            self._left(str(exc) or "out of time")
+
+    def _left(self, why: str) -> None:
+        """Whatever was being published may go out once more, from there."""
+        self._log.warning("completions left for the next worker", error=why)
 
     async def _tick(self) -> None:
         """Tell the health thread that the event loop turns, and how late."""

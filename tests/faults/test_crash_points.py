@@ -282,7 +282,7 @@ async def test_case_8_the_last_resource_and_its_bundle_are_one_commit(begin: Beg
 
 async def test_case_9_two_workers_finish_the_last_two_resources_together(begin: Begin) -> None:
     """`ledger.record.before` in both: they stand there at the same time, each with one of the two, and go on at once."""
-    stage = await begin(changes={"worker": {"concurrency": 1}, "queue": {"lease": 60}})
+    stage = await begin(changes={"worker": {"concurrency": 1, "look_ahead": 0}, "queue": {"lease": 60}})
     stage.load = await publish_small(stage.place, 1)
     pair = []
     for _ in range(2):

@@ -192,7 +192,9 @@ async def leave_in_turn(
         assert late, "some were past the deadline"
         assert again <= late, "no transfer was done again but those"
         assert await world.rows("SELECT * FROM attempts") == []
-        await world.nothing_lost()
+        # On a machine that is busy with other things the last words of one may take longer than it has for them; it says so.
+        cut = any(told(worker, "completions left for the next worker") for worker in world.pool.started)
+        await world.nothing_lost(killed=cut)
 
 
 async def produce(world: SlowWorld, over: asyncio.Event) -> None:

@@ -37,7 +37,7 @@ async def test_case_107_beside_a_hundred_that_do_not_end_another_recipes_is_stor
         await world.send("quiet", MANY[:5])
         await until(lambda: world.count("quiet") == 5)
         assert world.started("loud") == 3, "three of four places"
-        assert metric(world, "messages_in_flight") == 3
+        await until(lambda: metric(world, "messages_in_flight") == 3)
         world.staging.released.set()
         await until(lambda: world.count("loud") == 100)
         assert world.started("loud") == 100

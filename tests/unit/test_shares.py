@@ -1,12 +1,21 @@
 """Who gets how much of what there is too little of."""
 
 import asyncio
+import gzip
+import io
 import random
-from collections.abc import Mapping
+import zipfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
-from backends.base import CHUNK_SIZE
+from backends.base import CHUNK_SIZE, single
+from handlers.transforms.base import Limits, Meter, Part, Transform, Work, transformed
+from handlers.transforms.compress import Compress, CompressOptions
+from handlers.transforms.gunzip import Gunzip
+from handlers.transforms.unzip import Unzip
 from worker.budget import Budget
 from worker.shares import Ask, Owner, Shares
 
@@ -188,3 +197,49 @@ async def test_case_107_a_routes_memory_is_divided_as_the_whole_is() -> None:
             group.create_task(hold(f"small-{number}", CHUNK_SIZE))
     assert len(entered) == 20
     assert budget.held == 0
+
+
+def zipped(data: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("entry", data)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("step", "payload"),
+    [
+        (Gunzip(), gzip.compress(random.Random(1).randbytes(CHUNK_SIZE), 1)),
+        (Compress(CompressOptions()), random.Random(1).randbytes(CHUNK_SIZE)),
+        (Unzip(), zipped(random.Random(1).randbytes(CHUNK_SIZE))),
+    ],
+    ids=["gunzip", "compress", "unzip"],
+)
+async def test_case_107_whoever_computes_waits_for_a_thread_of_its_share(
+    tmp_path: Path, step: Transform, payload: bytes
+) -> None:
+    threads, turns = Shares(1), 0
+    before = threads.ask(QUIET, 1)
+
+    @asynccontextmanager
+    async def turn() -> AsyncIterator[None]:
+        nonlocal turns
+        async with threads.hold(LOUD, 1):
+            turns += 1
+            yield
+
+    async def work() -> int:
+        part = Part(single(payload), label="name")
+        size = 0
+        async for made in transformed([step], part, Work(Meter(Limits()), tmp_path, turn=turn)):
+            async for chunk in made.chunks:
+                size += len(chunk)
+        return size
+
+    working = asyncio.create_task(work())
+    done, _ = await asyncio.wait([working], timeout=0.2)
+    assert (done, turns) == (set(), 0)
+    threads.give_back(before)
+    assert await working >= CHUNK_SIZE
+    assert turns > 0
+    assert threads.held == 0

@@ -134,7 +134,9 @@
 {{- else if kindIs "slice" $value -}}
 {{- include "transload.refuseSecrets" (dict "path" $here "value" $value) -}}
 {{- else if kindIs "string" $value -}}
-{{- $named := and (kindIs "string" $key) (regexMatch "(?i)(passw|passphrase|secret|token|private_?key|account_key|credential|connection_string|^key$)" (toString $key)) (not (regexMatch "(_env|_file|_url|_id|_name)$" (toString $key))) -}}
+{{- /* A key that ends so names where a secret lies, but for those that a secret itself is called, and in the options of modules. */}}
+{{- $names := or (regexMatch "(_env|_file|_url|_id|_name)$" (toString $key)) (and (hasSuffix "_secret" (toString $key)) (ne (toString $key) "client_secret") (not (contains ".options" $path))) -}}
+{{- $named := and (kindIs "string" $key) (regexMatch "(?i)(passw|passphrase|secret|token|private_?key|account_key|credential|connection_string|^key$)" (toString $key)) (not $names) -}}
 {{- if and $value (or $named (regexMatch "\\.headers$" $path) (regexMatch "://[^/?#]*:[^/?#]*@" $value)) -}}
 {{- fail (printf "%s: a secret does not belong into values; write %s_env with the name of a variable, and that variable's Secret under secretEnv" $here $key) -}}
 {{- end -}}
