@@ -24,8 +24,6 @@ _SOON = 20.0
 """It is, where all that wait of its owner would have their turn in so many seconds, at their pace since the last time."""
 _AWAY = 1024
 """Messages that are put off at the same time, at most: SQS lets 120,000 of a queue be in flight, and these count."""
-_RECEIVES = 50
-"""A message that was received so often stays: a RedrivePolicy counts what SQS cannot take back."""
 _SOONEST, _LATEST = 1.0, 60.0
 """Seconds for which a message is put back: between the two a third of its age, so that a flood of seconds leaves no pause of a minute
 behind it."""
@@ -116,7 +114,7 @@ class Turns:
         now = asyncio.get_running_loop().time()
         while self._away and self._away[0] <= now:
             heapq.heappop(self._away)
-        return len(self._away) < self._most_away and message.receive_count < _RECEIVES
+        return len(self._away) < self._most_away and message.returnable
 
     def _put_off(self, message: Message) -> float:
         age = 0.0 if message.sent_at is None else self._clock() - message.sent_at

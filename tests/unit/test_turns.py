@@ -163,9 +163,12 @@ async def test_what_its_turn_is_near_for_is_not_put_off(
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_what_was_received_often_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns_module, "_RECEIVES", 1)
-    _, second = await world.start(b"a1", b"a2")
+async def test_what_its_queue_would_bury_stays(world: World) -> None:
+    await world.start(b"a1")
+    (delivery,) = await world.received(b"a2")
+    delivery.message = replace(delivery.message, returnable=False)
+    second = asyncio.create_task(world.work(delivery))
+    world.tasks.append(second)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.shield(second), 0.1)
 
