@@ -204,7 +204,9 @@ class Service:
                 self._log.warning("cannot receive", kind=type(exc).__name__, error=str(exc))
                 await _within(_PAUSE_AFTER_QUEUE_ERROR, self._stopping.wait())
                 continue
-            if quiet.heard(something=bool(messages or self._in_work or self._relay.in_hand)):
+            if quiet.heard(
+                something=bool(messages or self._in_work or self._relay.in_hand or self._turns.away)
+            ):
                 return
             await self._start(messages)
             if until_idle and not messages:
