@@ -57,8 +57,11 @@ _SCHEME: Final = re.compile(
 _PRIVATE_KEY: Final = re.compile(
     r"(?P<name>-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----)(?:[^-]|-(?!-)){1,16384}"
 )
-# What JSON Web Tokens and Google's access tokens begin with.
-_TOKEN: Final = re.compile(r"\b(?:eyJ[\w-]{8,}\.[\w-]{4,}(?:\.[\w-]*)?|ya29\.[\w-]{8,})")
+# What JSON Web Tokens and Google's access tokens begin with. What only begins so is taken too, and left as it is: within it, no
+# other beginning needs to be looked at.
+_TOKEN: Final = re.compile(
+    r"\b(?:(?P<token>eyJ[\w-]{8,}+\.[\w-]{4,}(?:\.[\w-]*)?|ya29\.[\w-]{8,})|eyJ[\w-]*+)"
+)
 
 _WORDS: Final = (
     *(
@@ -119,4 +122,6 @@ def redact(text: str) -> str:
     if '"' in text or "'" in text:
         text = _MEMBER.sub(rf"\g<name>\g<quote>{HIDDEN}", text)
     text = _PRIVATE_KEY.sub(rf"\g<name>{HIDDEN}", _HEADER.sub(rf"\g<name>{HIDDEN}", text))
-    return _TOKEN.sub(HIDDEN, _SCHEME.sub(rf"\g<name>{HIDDEN}", text))
+    return _TOKEN.sub(
+        lambda found: HIDDEN if found["token"] else found[0], _SCHEME.sub(rf"\g<name>{HIDDEN}", text)
+    )

@@ -213,7 +213,7 @@ class Service:
                 await _within(_IDLE_PAUSE, self._stopping.wait())
 
     def _has_work(self) -> bool:
-        return bool(self._in_work or self._relay.in_hand)
+        return bool(self._in_work or self._relay.in_hand or self._turns.away)
 
     async def _receive(self, room: int, wait: float) -> Sequence[Message]:
         messages = await self._tracing.receive(self._queue, room, wait)

@@ -5,7 +5,7 @@ given: whoever holds least comes first, and nobody takes the last of it for hims
 """
 
 import asyncio
-import heapq
+from bisect import bisect_left, insort
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -29,12 +29,13 @@ class Owner:
 class Ask:
     """One wish, from `Shares.ask` to `Shares.give_back`."""
 
-    __slots__ = ("account", "cost", "granted", "has", "over")
+    __slots__ = ("account", "cost", "granted", "has", "order", "over")
 
-    def __init__(self, account: "_Account", cost: int) -> None:
-        """Made by `Shares.ask`."""
+    def __init__(self, account: "_Account", cost: int, order: tuple[float, int]) -> None:
+        """Made by `Shares.ask`. Of one owner's wishes the least `order` is first."""
         self.account = account
         self.cost = cost
+        self.order = order
         self.has = False
         """It was granted, and not given back."""
         self.over = False
@@ -58,16 +59,22 @@ class _Account:
 
     owner: Owner | None
     held: int = 0
-    waiting: list[tuple[float, int, Ask]] = field(default_factory=list)
-    """A heap."""
+    waiting: list[Ask] = field(default_factory=list)
+    """In their order."""
     granted: int = 0
     """Wishes, since there was nothing last."""
 
     def head(self) -> Ask | None:
         """The wish that is next."""
-        while self.waiting and not self.waiting[0][2].waits:
-            heapq.heappop(self.waiting)
-        return self.waiting[0][2] if self.waiting else None
+        while self.waiting and not self.waiting[0].waits:
+            del self.waiting[0]
+        return self.waiting[0] if self.waiting else None
+
+    def drop(self, ask: Ask) -> None:
+        """It waits no more, wherever it is: those before it may stay for hours, and many come and go behind them."""
+        index = bisect_left(self.waiting, ask.order, key=_order)
+        if index < len(self.waiting) and self.waiting[index] is ask:
+            del self.waiting[index]
 
 
 class Shares:
@@ -109,11 +116,11 @@ class Shares:
     def ask(self, owner: Owner | None, cost: int, rank: float = 0.0) -> Ask:
         """Wish for `cost`, at most `size`. Of one owner's wishes the least `rank` is first. Whoever asks gives back, whatever came."""
         account = self._account(owner)
-        ask = Ask(account, cost)
+        ask = Ask(account, cost, (rank, next(self._numbers)))
         if self._closed:
             ask.granted.set_result(None)
             return ask
-        heapq.heappush(account.waiting, (rank, next(self._numbers), ask))
+        insort(account.waiting, ask, key=_order)
         (self._more if account.held else self._first).setdefault(account)
         self._hand_over()
         return ask
@@ -122,6 +129,7 @@ class Shares:
         """End a wish: what it has goes to those who wait. Calling it twice is harmless."""
         account = ask.account
         ask.over = True
+        account.drop(ask)
         if ask.has:
             ask.has = False
             self._count(account, -ask.cost)
@@ -212,6 +220,10 @@ class Shares:
         if account.owner is not None and account.owner.route in self._limits:
             route = account.owner.route
             self._routes[route] = self._routes.get(route, 0) + cost
+
+
+def _order(ask: Ask) -> tuple[float, int]:
+    return ask.order
 
 
 def _holding(account: _Account) -> int:

@@ -24,11 +24,11 @@ _SOON = 20.0
 """It is, where all that wait of its owner would have their turn in so many seconds, at their pace since the last time."""
 _AWAY = 1024
 """Messages that are put off at the same time, at most: SQS lets 120,000 of a queue be in flight, and these count."""
-_RECEIVES = 50
-"""A message that was received so often stays: a RedrivePolicy counts what SQS cannot take back."""
 _SOONEST, _LATEST = 1.0, 60.0
 """Seconds for which a message is put back: between the two a third of its age, so that a flood of seconds leaves no pause of a minute
 behind it."""
+_BACK = 4.0
+"""How many of them come back in a second, at least: a place that is free meanwhile waits for the next."""
 
 
 class PutOff(Exception):
@@ -72,6 +72,14 @@ class Turns:
         """Messages that have their turn. May be read from any thread."""
         return self._slots.held
 
+    @property
+    def away(self) -> int:
+        """Messages that were put off, and come back."""
+        now = asyncio.get_running_loop().time()
+        while self._away and self._away[0] <= now:
+            heapq.heappop(self._away)
+        return len(self._away)
+
     @asynccontextmanager
     async def turn(self, delivery: Delivery) -> AsyncGenerator[None, None]:
         """Wait for the message's turn, and have it inside. Raises `PutOff` where it does not come, and `LeaseLost`."""
@@ -113,13 +121,11 @@ class Turns:
             waiting.dec()
 
     def _may_be_put_off(self, message: Message) -> bool:
-        now = asyncio.get_running_loop().time()
-        while self._away and self._away[0] <= now:
-            heapq.heappop(self._away)
-        return len(self._away) < self._most_away and message.receive_count < _RECEIVES
+        return self.away < self._most_away and message.returnable
 
     def _put_off(self, message: Message) -> float:
         age = 0.0 if message.sent_at is None else self._clock() - message.sent_at
-        delay = min(max(age / 3, _SOONEST), _LATEST) * (0.5 + self._random() / 2)
+        latest = min(max(len(self._away) / _BACK, _SOONEST), _LATEST)
+        delay = min(max(age / 3, _SOONEST), latest) * (0.5 + self._random() / 2)
         heapq.heappush(self._away, asyncio.get_running_loop().time() + delay)
         return delay

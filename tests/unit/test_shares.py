@@ -53,6 +53,18 @@ async def test_case_107_two_floods_come_to_have_the_same() -> None:
     assert abs(sum(has(*loud)) - sum(has(*quiet))) <= 1
 
 
+async def test_who_gives_up_behind_one_who_stays_leaves_nothing_behind() -> None:
+    """A flood that stands still is put off again and again, but for its oldest."""
+    shares = Shares(1)
+    held, oldest = shares.ask(LOUD, 1, 0.0), shares.ask(LOUD, 1, 1.0)
+    for rank in range(2, 1000):
+        shares.give_back(shares.ask(LOUD, 1, rank))
+    assert oldest.queue == (1, 1)
+    assert len(oldest.account.waiting) == 1
+    shares.give_back(held)
+    assert has(oldest) == [True]
+
+
 async def test_of_one_place_owners_have_it_in_turns() -> None:
     shares = Shares(1)
     order: list[str] = []

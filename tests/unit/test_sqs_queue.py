@@ -78,6 +78,24 @@ class TestStaleHandles(StaleHandleConformance):
             await queue.aclose()
 
 
+@pytest.mark.parametrize(("receives", "returnable"), [(3, 0), (100, 0), (102, 2), (None, 3)])
+async def test_case_28_what_a_redrive_policy_leaves_for_tries_is_kept_for_them(
+    service: StrictSqs, receives: int | None, returnable: int
+) -> None:
+    service.settings["main"]["RedrivePolicy"] = None if receives is None else policy(receives)
+    options = SqsQueueOptions(**connection(service), dead_letter_queue_url=service.url("dead"))
+    queue = await SqsQueue.connect(options)
+    await queue.send(outgoing(b"x"))
+    seen = []
+    for _ in range(3):
+        (message,) = await queue.receive(1, 0)
+        seen.append(message.returnable)
+        await queue.settle(message, Retry(0, counted=False))
+    assert sum(seen) == returnable
+    assert seen == sorted(seen, reverse=True)
+    await queue.aclose()
+
+
 async def test_cases_25_and_26_one_failed_delete_of_ten_fails_alone(
     service: StrictSqs, queue: SqsQueue
 ) -> None:

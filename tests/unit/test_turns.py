@@ -1,6 +1,7 @@
 """Received messages that wait for their turn: leases, cancellation, and who is put off. Real leases on a queue in memory."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -163,9 +164,12 @@ async def test_what_its_turn_is_near_for_is_not_put_off(
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_what_was_received_often_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns_module, "_RECEIVES", 1)
-    _, second = await world.start(b"a1", b"a2")
+async def test_what_its_queue_would_bury_stays(world: World) -> None:
+    await world.start(b"a1")
+    (delivery,) = await world.received(b"a2")
+    delivery.message = replace(delivery.message, returnable=False)
+    second = asyncio.create_task(world.work(delivery))
+    world.tasks.append(second)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(asyncio.shield(second), 0.1)
 
@@ -184,11 +188,23 @@ async def test_so_many_are_away_at_once_and_no_more(world: World, monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("age", "delay"), [(0.0, 1.0), (-3600.0, 1.0), (None, 1.0), (30.0, 10.0), (3600.0, 60.0), (1e12, 60.0)]
+    ("age", "away", "delay"),
+    [
+        (0.0, 1000, 1.0),
+        (-3600.0, 1000, 1.0),
+        (None, 1000, 1.0),
+        (30.0, 1000, 10.0),
+        (3600.0, 1000, 60.0),
+        (1e12, 1000, 60.0),
+        # Of few, one soon comes back for a place that is free.
+        (3600.0, 40, 10.0),
+        (3600.0, 0, 1.0),
+    ],
 )
 async def test_case_50_it_is_put_off_for_a_third_of_its_age(
-    world: World, age: float | None, delay: float
+    world: World, age: float | None, away: int, delay: float
 ) -> None:
+    world.turns._away += [math.inf] * away
     (delivery,) = await world.received(b"a1")
     message = replace(delivery.message, sent_at=None if age is None else NOW - age)
     assert world.turns._put_off(message) == pytest.approx(delay)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from tests.unit.test_service import World, closed, ended, fetched, until
 from tests.unit.test_service import world as world  # noqa: PLC0414 - a fixture
 from worker import service as service_module
+from worker import turns as turns_module
 from worker.admin import AdminError
 from worker.cli import app
 from worker.publishers.base import PublishError
@@ -165,6 +166,22 @@ async def test_a_message_that_comes_later_is_left_to_the_next_job(world: World) 
     await ended(start(world, service))
     assert service.progress.acked == 0
     assert (await world.queue.depth()).delayed == 1
+
+
+async def test_what_it_has_put_off_itself_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns_module, "_PATIENCE", 0.01)
+    world.target.gate.clear()
+    await world.queue.send([fetched(f"test-{number}") for number in range(4)])
+    service = world.service()
+    monkeypatch.setattr(service._turns, "_most_away", 1)
+    running = start(world, service, patience=0.05)
+    # Of four places one recipe has three.
+    await until(lambda: service._turns.away == 1)
+    world.target.gate.set()
+    await ended(running)
+    assert service.progress.acked == 4
 
 
 async def test_a_completion_that_cannot_go_out_does_not_keep_it(world: World) -> None:

@@ -100,6 +100,8 @@ class Message:
     attributes: Mapping[str, str] = field(default_factory=dict)
     sent_at: float | None = None
     """Seconds since the epoch, by the queue's clock."""
+    returnable: bool = True
+    """It may be given back without a try. False where the queue counts that as well, and by itself buries what came often."""
 
 
 def obituary(message: Message, dead: Dead, source: str) -> Mapping[str, str]:

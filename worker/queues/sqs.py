@@ -42,7 +42,7 @@ from worker.queues.base import (
     Retry,
     obituary,
 )
-from worker.queues.sqs_dead_letters import DeadLetters, letter_attributes, locate, tell_reason
+from worker.queues.sqs_dead_letters import DeadLetters, letter_attributes, locate, tell_reason, to_spare
 from worker.queues.sqs_in_flight import InFlight
 from worker.queues.sqs_messages import MOVED_FROM, message_of, request_for
 from worker.queues.sqs_replies import failed, no_queue, outcomes, successful, translate, unmentioned
@@ -101,6 +101,7 @@ class SqsQueue:
             )
         self._limit = max(int(facts.get("MaximumMessageSize", 0)), SMALLEST_LIMIT)
         self._dead = dead
+        self._to_spare = to_spare(facts)
         self._in_flight = InFlight(
             self._name,
             partial(
@@ -177,7 +178,7 @@ class SqsQueue:
             MessageAttributeNames=["All"],
         )
         failpoint("sqs.receive.after")
-        messages = [message_of(raw) for raw in reply.get("Messages", ())]
+        messages = [message_of(raw, self._to_spare) for raw in reply.get("Messages", ())]
         if not messages and wait > 0:
             await self._in_flight.check()
         return messages
@@ -198,7 +199,7 @@ class SqsQueue:
         return lost
 
     async def settle(self, message: Message, disposition: Disposition) -> bool:
-        """As the port says; `Retry` waits 11 hours at most, and SQS counts every receive."""
+        """As the port says; `Retry` waits 11 hours at most, and SQS counts every receive, towards its RedrivePolicy."""
         self._ensure_open()
         if isinstance(disposition, Retry):
             delay = min(math.ceil(max(disposition.delay, 0.0)), LONGEST_RETRY)

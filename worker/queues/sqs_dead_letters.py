@@ -4,6 +4,7 @@ Called by worker/queues/sqs.py; worker/doctor_aws.py asks it where they go.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -76,6 +77,12 @@ async def locate(
         raise
     _warn(queue_url, url, facts, there, policy)
     return DeadLetters(url, int((there or facts).get("MaximumMessageSize", SMALLEST_LIMIT)))
+
+
+def to_spare(facts: Mapping[str, str]) -> float:
+    """Receives of a message that need not come to anything: its queue's RedrivePolicy leaves `ENOUGH_RECEIVES` for others."""
+    policy = json.loads(facts.get("RedrivePolicy", "{}"))
+    return int(policy["maxReceiveCount"]) - ENOUGH_RECEIVES if "maxReceiveCount" in policy else math.inf
 
 
 async def _target(client: Any, policy: Mapping[str, Any]) -> str | None:

@@ -15,19 +15,21 @@ MOVED_FROM = "DeadLetterQueueSourceArn"
 """The system attribute of a message that SQS itself moved to the dead letters."""
 
 
-def message_of(raw: Mapping[str, Any]) -> Message:
-    """One of the `Messages` of a receive, as the port has it."""
+def message_of(raw: Mapping[str, Any], to_spare: float = math.inf) -> Message:
+    """One of the `Messages` of a receive, as the port has it; `to_spare`: receives that need not come to anything."""
     facts = raw.get("Attributes", {})
     attributes = {name: _text(value) for name, value in raw.get("MessageAttributes", {}).items()}
     if source := facts.get(MOVED_FROM):
         attributes.setdefault(SOURCE_ATTRIBUTE, source.rsplit(":", 1)[-1])
+    receives = int(facts.get("ApproximateReceiveCount", 1))
     return Message(
         id=raw["MessageId"],
         body=raw["Body"].encode(errors="surrogatepass"),
         handle=raw["ReceiptHandle"],
-        receive_count=int(facts.get("ApproximateReceiveCount", 1)),
+        receive_count=receives,
         attributes=attributes,
         sent_at=int(facts["SentTimestamp"]) / 1000 if "SentTimestamp" in facts else None,
+        returnable=receives <= to_spare,
     )
 
 
