@@ -160,6 +160,18 @@ async def test_what_waited_too_long_here_is_given_back_instead_of_handed_out(que
     await until(lambda: empty(queue))
 
 
+async def test_what_nobody_dated_has_an_age_once_it_was_put_off(queues: Queues, queue: RabbitQueue) -> None:
+    await publish(queues, b"x", Basic.Properties())
+    ages = []
+    for _ in range(3):
+        (message,) = await take(queue)
+        ages.append(message.sent_at)
+        assert await queue.settle(message, Retry(1, counted=False))
+    assert ages[0] is None
+    assert ages[1] is not None
+    assert ages[2] == ages[1]
+
+
 async def test_what_nobody_took_is_given_back_uncounted_when_the_queue_is_closed(queues: Queues) -> None:
     first, second = await connected(queues), await connected(queues)
     await first.send(outgoing(b"1", b"2", b"3", b"4", b"5"))

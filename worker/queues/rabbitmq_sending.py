@@ -37,7 +37,7 @@ class Sender:
         to, expiration = self._topology.after(message.delay)
         id_ = uuid.uuid4().hex
         properties = Basic.Properties(
-            headers={**message.attributes, ID: id_, SENT: time.time_ns() // 1_000_000},
+            headers={**message.attributes, ID: id_, SENT: _now_ms()},
             delivery_mode=PERSISTENT,
             message_id=id_,
             expiration=expiration,
@@ -45,8 +45,8 @@ class Sender:
         await self._outlet.publish(message.body, properties, to=to)
 
     async def put_back(self, delivery: DeliveredMessage) -> None:
-        """A copy at the end of the queue, as if this delivery had not been."""
-        ours = {RECEIVES: receives_of(delivery) - 1}
+        """A copy at the end of the queue, as if this delivery had not been, but that one nobody dated has an age from now on."""
+        ours = {SENT: _now_ms(), **own_headers(delivery), RECEIVES: receives_of(delivery) - 1}
         failpoint("rabbitmq.put_back.before")
         await self._copy(delivery, kept_headers(delivery), ours, to=self._topology.queue)
         failpoint("rabbitmq.put_back.after")
@@ -103,3 +103,7 @@ class Sender:
             # Not user_id: the broker refuses any but our own.
         )
         await self._outlet.publish(delivery.body, properties, to=to)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
