@@ -34,7 +34,7 @@ async def test_the_margin_covers_the_last_traces_and_metrics(
         settings: Changes = {
             "queue": {"lease": 600},
             # One at a time: of a poll that was cancelled LocalStack lets the server's half go on, and it would take the message.
-            "worker": {"drain_timeout": DRAIN, "concurrency": 1},
+            "worker": {"drain_timeout": DRAIN, "concurrency": 1, "look_ahead": 0},
             "tracing": {"enabled": True, "endpoint": f"http://127.0.0.1:{collector}"},
             "cloudwatch": {
                 "enabled": True,
