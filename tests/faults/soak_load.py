@@ -155,8 +155,8 @@ class Load:
         if habit == "again":
             self.counts.duplicates += 1
             await self._send([draw.choice(bundle.bodies)])
-        elif habit == "conflict" and bundle.payloads:
-            url = draw.choice(sorted(bundle.payloads.keys() - bundle.late))
+        elif habit == "conflict" and (urls := sorted(bundle.payloads.keys() - bundle.late)):
+            url = draw.choice(urls)
             if await self._recorded(f"{bundle.bid}/{resource_id(url)}"):
                 body = self._fetched(bundle, url, None, f"{draw.getrandbits(256):064x}")
                 await self._send([body], "conflict")
